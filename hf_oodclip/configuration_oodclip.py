@@ -1,0 +1,50 @@
+"""Configuration of an OODCLIP model: the CLIP it wraps, its labels, score and calibrations."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+__all__ = ["OODCLIPConfig"]
+
+
+@strict
+class OODCLIPConfig(PreTrainedConfig):
+    """Everything but tensors that a full OODCLIP checkpoint needs to be restored.
+
+    Labels are kept in `id2label`, as in every image classifier of transformers.
+
+    Args:
+        clip_config: Configuration of the wrapped `CLIPModel`.
+        templates: Prompt templates of the labels.
+        template_average: How a prompt ensemble is averaged (`normalized`, `raw`, `unnormalized`).
+        num_negatives: How many negatives the text bank holds; their words are in `negatives.json`.
+        score: Name, options and state shapes of the score in use; None chooses one from the labels.
+        calibrations: One record a calibrated score.
+
+    Example:
+        >>> OODCLIPConfig(id2label={0: "cat", 1: "dog"}).num_labels
+        2
+    """
+
+    model_type = "oodclip"
+    sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
+
+    clip_config: dict | PreTrainedConfig | None = None
+    templates: list[str] | None = None
+    template_average: str = "normalized"
+    num_negatives: int = 0
+    score: dict[str, Any] | None = None
+    calibrations: list[dict[str, Any]] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            # Without this, transformers would invent LABEL_0 and LABEL_1.
+            self.id2label, self.label2id = {}, {}
+        if not __name__.startswith("transformers_modules"):
+            # A pipeline saved to a repo names its code here; who has imported this package needs none of it.
+            kwargs.pop("custom_pipelines", None)
+        self.templates = ["a photo of a {}."] if self.templates is None else self.templates
+        self.calibrations = [] if self.calibrations is None else self.calibrations
+        super().__post_init__(**kwargs)

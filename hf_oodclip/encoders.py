@@ -1,0 +1,116 @@
+"""The only file that touches CLIP internals and the version quirks of transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import LabelError, NonFiniteError
+
+__all__ = [
+    "context_length",
+    "encode_images",
+    "encode_tokens",
+    "find_overlong",
+    "is_supported_model_type",
+    "text_tower_fingerprint",
+    "tokenize",
+]
+
+SUPPORTED_MODEL_TYPES = ("clip",)
+
+
+def is_supported_model_type(model_type: str) -> bool:
+    """Tell whether a plain checkpoint of this `model_type` can be wrapped."""
+    return model_type in SUPPORTED_MODEL_TYPES
+
+
+def context_length(clip: nn.Module) -> int:
+    """Return how many tokens the text tower takes, start and end tokens included."""
+    return int(clip.config.text_config.max_position_embeddings)
+
+
+def encode_images(clip: nn.Module, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+    """Return projected image embeddings `[B, D]` before normalisation, and the vision tower's output.
+
+    Since transformers 5 `get_image_features` returns an output object whose `pooler_output` is the
+    projected feature.
+    """
+    output = clip.get_image_features(pixel_values=pixel_values, **kwargs)
+    return output.pooler_output, output
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, start and end tokens included, never truncated."""
+    return tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+
+
+def find_overlong(token_ids: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """Return the positions of the texts with more than `limit` tokens."""
+    return [index for index, ids in enumerate(token_ids) if len(ids) > limit]
+
+
+def check_lengths(texts: Sequence[str], token_ids: Sequence[Sequence[int]], limit: int) -> None:
+    """Raise `LabelError` naming the texts that do not fit the text tower."""
+    overlong = find_overlong(token_ids, limit)
+    if overlong:
+        first = overlong[0]
+        raise LabelError(
+            f"{len(overlong)} of {len(texts)} prompts are longer than the {limit} tokens this text tower "
+            f"takes; the first is {texts[first]!r} with {len(token_ids[first])}. Shorten the label or the "
+            "template."
+        )
+
+
+def _batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    # Sorted by length, a batch is padded to its own longest prompt instead of the context window.
+    order = sorted(range(len(token_ids)), key=lambda index: (len(token_ids[index]), index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.no_grad()
+def encode_tokens(clip: nn.Module, token_ids: Sequence[Sequence[int]], batch_size: int = 256) -> Tensor:
+    """Return projected text embeddings `[T, D]` before normalisation, on the CPU, in fp32 or fp64.
+
+    Raises:
+        NonFiniteError: The text tower produced NaN or infinity.
+    """
+    device = clip.text_projection.weight.device
+    dtype = torch.float64 if clip.dtype == torch.float64 else torch.float32
+    embeds = torch.empty(len(token_ids), clip.config.projection_dim, dtype=dtype)
+    was_training = clip.training
+    clip.eval()
+    try:
+        for batch in _batches(token_ids, batch_size):
+            width = max(len(token_ids[index]) for index in batch)
+            # Padding with the end token needs no mask: attention is causal, and both pooling rules of
+            # CLIP (highest id, first end token) take the first one.
+            rows = [[*token_ids[index], *[token_ids[index][-1]] * width][:width] for index in batch]
+            output = clip.get_text_features(input_ids=torch.tensor(rows, device=device))
+            embeds[batch] = output.pooler_output.to("cpu", dtype)
+    finally:
+        clip.train(was_training)
+    if not torch.isfinite(embeds).all():
+        raise NonFiniteError(
+            "The text tower produced NaN or infinity: the checkpoint's weights are damaged, or its dtype "
+            f"({clip.dtype}) overflows; try dtype=torch.float32."
+        )
+    return embeds
+
+
+def text_tower_fingerprint(clip: nn.Module) -> str:
+    """Return a hash of everything that decides a text embedding: weights, dtype, and architecture."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(sorted(clip.config.text_config.to_dict().items(), key=str)).encode())
+    tensors = [*clip.text_model.state_dict().items(), ("text_projection", clip.text_projection.weight)]
+    for name, tensor in tensors:
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        raw = tensor.detach().to("cpu").contiguous().flatten()
+        digest.update(np.ascontiguousarray(raw.view(torch.uint8).numpy()).data)
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What a model knows about OOD besides the text bank: the score in use, its state, calibrations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calibration import Calibration
+from .configuration_oodclip import OODCLIPConfig
+from .scores import Score, get_score
+from .text_bank import Float32Module
+
+__all__ = ["OODHead"]
+
+_STATE = "score_state_"
+_CALIBRATION = "calibration_scores_"
+
+
+class OODHead(Float32Module):
+    """Keeps the score and its calibrations as config fields plus persistent fp32 buffers.
+
+    The buffers' shapes follow from the config, so a checkpoint restores them without running
+    anything.
+    """
+
+    def __init__(self, config: OODCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name, shape in (config.score or {}).get("state", {}).items():
+            self.register_buffer(_STATE + name, torch.zeros(shape, dtype=torch.float32))
+        for position, record in enumerate(config.calibrations or []):
+            self.register_buffer(
+                f"{_CALIBRATION}{position}", torch.zeros(record["num_images"], dtype=torch.float32)
+            )
+
+    @property
+    def score(self) -> Score:
+        """The score in use: the chosen one, or the one that fits the labels and negatives."""
+        record = self.config.score
+        if record is None:
+            return get_score(self.default_score_name())
+        score = get_score(record["name"], **record.get("options", {}))
+        state = {name: getattr(self, _STATE + name) for name in record.get("state", {})}
+        score.load_state_dict(state)
+        return score
+
+    def default_score_name(self) -> str:
+        """Return `neglabel` with negatives, else `mcm`, or `max_logit` where one label leaves nothing to compare."""
+        if self.config.num_negatives:
+            return "neglabel"
+        return "max_logit" if self.config.num_labels == 1 else "mcm"
+
+    def set_score(self, score: str | Score | None, **options: Any) -> None:
+        """Choose the score by name or object (None: the default one), with its fitted state."""
+        for name in (self.config.score or {}).get("state", {}):
+            delattr(self, _STATE + name)
+        if score is None:
+            self.config.score = None
+            return
+        chosen = get_score(score, **options)
+        state = chosen.state_dict()
+        self.config.score = {"name": chosen.name, "options": chosen.options}
+        if state:
+            self.config.score["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
+        for name, tensor in state.items():
+            self.register_buffer(_STATE + name, tensor.detach().clone().float())
+
+    @property
+    def calibrations(self) -> list[Calibration]:
+        """All stored calibrations, at most one a score."""
+        records = self.config.calibrations or []
+        return [
+            Calibration.from_dict(record, getattr(self, f"{_CALIBRATION}{position}"))
+            for position, record in enumerate(records)
+        ]
+
+    def calibration_for(self, score: Score) -> Calibration | None:
+        """Return the calibration made with this very score and options, or None."""
+        return next((c for c in self.calibrations if c.score == score.key), None)
+
+    def set_calibrations(self, calibrations: list[Calibration], device: torch.device | None = None) -> None:
+        """Replace all stored calibrations."""
+        for position in range(len(self.config.calibrations or [])):
+            delattr(self, f"{_CALIBRATION}{position}")
+        self.config.calibrations = [calibration.to_dict() for calibration in calibrations]
+        for position, calibration in enumerate(calibrations):
+            scores: Tensor = calibration.ood_scores.detach().clone().to(device=device, dtype=torch.float32)
+            self.register_buffer(f"{_CALIBRATION}{position}", scores)
+
+    def add_calibration(self, calibration: Calibration, device: torch.device | None = None) -> None:
+        """Store a calibration, in place of an earlier one of the same score."""
+        others = [c for c in self.calibrations if c.score != calibration.score]
+        self.set_calibrations([*others, calibration], device)

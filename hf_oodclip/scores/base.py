@@ -1,0 +1,153 @@
+"""What every score is made of: its inputs, its record, and the checks around its formula."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError, ScoreInputError
+
+__all__ = ["Score", "ScoreInfo", "ScoreInputs"]
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Everything a score may look at for a batch of B images: cosines, and embeddings where needed.
+
+    Args:
+        similarity: Cosines with the labels, `[B, N]`, in [-1, 1].
+        negative_similarity: Cosines with the negatives, `[B, M]`, or None when there are none.
+        image_embeds: Projected image embeddings before normalisation, `[B, D]`, or None.
+        patch_similarity: Cosines of every patch with every label, `[B, P, N]`, or None.
+        logit_scale: Factor between a cosine and a CLIP logit (100 for most CLIP checkpoints).
+
+    Example:
+        >>> import torch
+        >>> inputs = ScoreInputs(similarity=torch.tensor([[0.30, 0.10]]))
+        >>> inputs.similarity.shape
+        torch.Size([1, 2])
+    """
+
+    similarity: Tensor
+    negative_similarity: Tensor | None = None
+    image_embeds: Tensor | None = None
+    patch_similarity: Tensor | None = None
+    logit_scale: float = 100.0
+
+
+INPUT_NAMES = ("similarity", "negative_similarity", "image_embeds", "patch_similarity")
+_ADVICE = {
+    "negative_similarity": "load the model with negatives=... (mined words or your own list)",
+    "image_embeds": "compute the inputs with model.score_inputs(...)",
+    "patch_similarity": "compute the inputs with patches",
+}
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """Where a score comes from, for documentation, cards and tables."""
+
+    title: str
+    paper: str
+    venue: str
+    year: int
+    url: str
+
+
+@dataclass
+class Score(ABC):
+    """One number an image that says how far it is from every label: larger = more OOD.
+
+    A subclass is a dataclass whose fields are its options; it sets `name`, `needs` and `info` and
+    implements `compute`. Calling a score checks the inputs, runs the formula in fp32 (fp64 stays
+    fp64) and refuses non-finite values.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ("similarity",)
+    requires_fit: ClassVar[bool] = False
+    info: ClassVar[ScoreInfo]
+
+    @abstractmethod
+    def compute(self, inputs: ScoreInputs) -> Tensor:
+        """Return `ood_score` `[B]` for checked inputs in fp32 or fp64."""
+
+    def __call__(self, inputs: ScoreInputs) -> Tensor:
+        """Return `ood_score` `[B]`, larger = more OOD.
+
+        Raises:
+            ScoreInputError: An input this score needs is missing or has the wrong shape.
+            NonFiniteError: An input or the result has NaN or infinity.
+        """
+        return self.compute(self._checked(inputs)).to(torch.float32)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor options, as plain values that JSON can hold."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+    @property
+    def key(self) -> str:
+        """Name plus the options that differ from their defaults: what a calibration belongs to."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.init and getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what fitting learned, as tensors (empty for a score that needs no fit)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ScoreInputError: The state has entries this score does not know.
+        """
+        if state:
+            raise ScoreInputError(f"Score {self.name!r} keeps no state but was given {sorted(state)}.")
+
+    def inverse_temperature(self, temperature: float | None, inputs: ScoreInputs) -> float:
+        """Return the factor on the cosines: `1 / temperature`, or the model's logit scale for None."""
+        return inputs.logit_scale if temperature is None else 1.0 / temperature
+
+    def _checked(self, inputs: ScoreInputs) -> ScoreInputs:
+        converted: dict[str, Tensor | None] = {}
+        for name in INPUT_NAMES:
+            value: Tensor | None = getattr(inputs, name)
+            if name not in self.needs:
+                # Left out on purpose: a score that never reads an input must not pay for checking it.
+                converted[name] = value if name == "similarity" else None
+                continue
+            if value is None or value.shape[-1] == 0:
+                advice = _ADVICE.get(name, "compute the inputs with model.score_inputs(...)")
+                raise ScoreInputError(f"Score {self.name!r} needs {name}, which is missing: {advice}.")
+            value = value if value.dtype == torch.float64 else value.float()
+            if not torch.isfinite(value).all():
+                rows = torch.nonzero(~torch.isfinite(value).flatten(1).all(1)).flatten().tolist()
+                raise NonFiniteError(
+                    f"{name} has NaN or infinity in rows {rows[:10]}: look for NaN in the checkpoint's "
+                    "weights or in the pixel values (fp16 overflow is a common cause: use dtype=float32)."
+                )
+            converted[name] = value
+        similarity = converted["similarity"]
+        if similarity is None or similarity.ndim != 2 or similarity.shape[1] == 0:
+            shape = None if similarity is None else tuple(similarity.shape)
+            raise ScoreInputError(f"similarity must be [batch, labels] with at least one label, got {shape}.")
+        return dataclasses.replace(inputs, **converted)
+
+
+def check_temperature(score: Score, temperature: float | None) -> None:
+    """Raise unless the temperature is positive or None (None = the model's own logit scale)."""
+    if temperature is not None and not temperature > 0:
+        raise ScoreInputError(
+            f"Score {score.name!r}: temperature must be positive (or None for the model's logit scale), "
+            f"got {temperature!r}."
+        )

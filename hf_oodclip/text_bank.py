@@ -1,0 +1,150 @@
+"""The text bank: embeddings of labels and negatives, made once and kept with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from . import encoders
+from .errors import LabelError, unknown_name
+from .templates import resolve_templates
+from .text_cache import cached_embeds, embeds_key
+
+__all__ = ["Float32Module", "TextBank", "TextEncoder", "check_labels"]
+
+Average = Literal["normalized", "raw", "unnormalized"]
+
+# Below this many prompts, embedding again is quicker than hashing a text tower.
+MIN_CACHED_PROMPTS = 256
+
+
+class TextEncoder:
+    """Turns texts into embeddings with one CLIP text tower, with prompt ensembles and a disk cache.
+
+    Args:
+        clip: A `CLIPModel`.
+        tokenizer: Its tokenizer.
+        batch_size: Prompts a forward pass.
+        cache: Keep embeddings of long lists on disk.
+
+    Example:
+        >>> import hf_oodclip
+        >>> from transformers import AutoTokenizer, CLIPModel
+        >>> folder = hf_oodclip.pocket_path()
+        >>> encoder = TextEncoder(CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+        >>> encoder.embed(["goldfish", "school bus"], "photo").shape
+        torch.Size([2, 256])
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Any, batch_size: int = 256, cache: bool = True) -> None:
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.cache = cache
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the text tower, computed at first use."""
+        if self._fingerprint is None:
+            self._fingerprint = encoders.text_tower_fingerprint(self.clip)
+        return self._fingerprint
+
+    def overlong(self, texts: Sequence[str], templates: str | Sequence[str]) -> set[int]:
+        """Return the positions of the texts that do not fit the text tower with every template."""
+        limit = encoders.context_length(self.clip)
+        positions: set[int] = set()
+        for template in resolve_templates(templates):
+            token_ids = encoders.tokenize(self.tokenizer, [template.replace("{}", text) for text in texts])
+            positions.update(encoders.find_overlong(token_ids, limit))
+        return positions
+
+    def embed(
+        self, texts: Sequence[str], templates: str | Sequence[str] = "photo", average: Average = "normalized"
+    ) -> Tensor:
+        """Return one embedding a text, `[T, D]`, averaged over the templates.
+
+        With `e_k` the embedding of the text under the k-th template and `L2` normalisation:
+        `normalized` is `L2(mean_k L2(e_k))` (CLIP, NegLabel, KR-NFT), `raw` is `L2(mean_k e_k)`
+        (CSP), and `unnormalized` is `mean_k e_k` (what TaskRes adds its residual to).
+
+        Raises:
+            LabelError: A prompt is longer than the context window; the message names it.
+            TemplateError: A template has no `{}`.
+            NonFiniteError: The text tower produced NaN.
+        """
+        if average not in get_args(Average):
+            raise unknown_name("average", average, get_args(Average))
+        limit = encoders.context_length(self.clip)
+        token_ids = []
+        for template in resolve_templates(templates):
+            prompts = [template.replace("{}", text) for text in texts]
+            token_ids.append(encoders.tokenize(self.tokenizer, prompts))
+            encoders.check_lengths(prompts, token_ids[-1], limit)
+
+        def compute() -> Tensor:
+            total: Tensor | None = None
+            for ids in token_ids:
+                embeds = encoders.encode_tokens(self.clip, ids, self.batch_size)
+                embeds = normalize(embeds, dim=-1) if average == "normalized" else embeds
+                total = embeds if total is None else total + embeds
+            assert total is not None
+            mean = total / len(token_ids)
+            return mean if average == "unnormalized" else normalize(mean, dim=-1)
+
+        if not self.cache or len(texts) * len(token_ids) < MIN_CACHED_PROMPTS:
+            return compute()
+        return cached_embeds(embeds_key(self.fingerprint, token_ids, average), compute)
+
+
+class Float32Module(nn.Module):
+    """A module whose floating-point buffers never fall below fp32, whatever the model is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Module:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = getattr(self, name)
+            if old.is_floating_point() and new.dtype != old.dtype and new.dtype != torch.float64:
+                setattr(self, name, old.to(device=new.device, dtype=torch.float32))
+        return self
+
+
+class TextBank(Float32Module):
+    """Holds the embeddings of labels `[N, D]` and negatives `[M, D]` as persistent fp32 buffers."""
+
+    label_embeds: Tensor
+    negative_embeds: Tensor
+
+    def __init__(self, num_labels: int, num_negatives: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("label_embeds", torch.zeros(num_labels, dim, dtype=torch.float32))
+        self.register_buffer("negative_embeds", torch.zeros(num_negatives, dim, dtype=torch.float32))
+
+    def update(self, label_embeds: Tensor | None = None, negative_embeds: Tensor | None = None) -> None:
+        """Replace the embeddings of labels, negatives, or both, keeping the device."""
+        for name, embeds in (("label_embeds", label_embeds), ("negative_embeds", negative_embeds)):
+            if embeds is not None:
+                setattr(self, name, embeds.detach().clone().to(getattr(self, name).device))
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels as a list, or say what is wrong with them.
+
+    Raises:
+        LabelError: No labels, a string instead of a list, or a label that is empty, only white
+            space, or not a string.
+    """
+    if isinstance(labels, str):
+        raise LabelError(f"labels must be a list of names, got the string {labels!r}; write [{labels!r}].")
+    checked = list(labels)
+    if not checked:
+        raise LabelError("The list of labels is empty; give the class names, such as labels=['cat', 'dog'].")
+    for position, label in enumerate(checked):
+        if not isinstance(label, str) or not label.strip():
+            raise LabelError(f"Label {position} is {label!r}; every label must be a non-empty string.")
+    return checked

@@ -1,0 +1,1 @@
+"""Training programs of hf_oodclip, imported as `hf_oodclip.training`."""
