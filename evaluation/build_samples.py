@@ -118,9 +118,7 @@ def draw_id_classes(names: list[str]) -> list[str]:
     """Return the ID classes: a draw with a fixed seed from the seen classes that no OOD image can show."""
     left_out = {name for group in LEFT_OUT.values() for name in group}
     if unknown := left_out.difference(names):  # a misspelt name would leave nothing out
-        raise typer.BadParameter(
-            f"{sorted(unknown)} are no seen classes of this split.", param_hint="--split"
-        )
+        raise typer.BadParameter(f"{sorted(unknown)} are no seen classes of this split.", param_hint="--split")
     eligible = [name for name in names if name not in left_out]
     chosen = np.random.default_rng(0).choice(len(eligible), size=ID_CLASSES, replace=False)
     return [eligible[index] for index in sorted(chosen)]
@@ -179,9 +177,7 @@ def main(
 
     sizes = {name: (output / f"{name}.parquet").stat().st_size for name, *_ in table}
     if sum(sizes.values()) > MAXIMUM_BYTES:
-        raise RuntimeError(
-            f"The sets take {sum(sizes.values())} bytes of {MAXIMUM_BYTES}: take fewer images."
-        )
+        raise RuntimeError(f"The sets take {sum(sizes.values())} bytes of {MAXIMUM_BYTES}: take fewer images.")
     lines = [f"| `{n}.parquet` | {role} | {i} | {c} | {sizes[n]} | {file} |" for n, role, i, c, file in table]
     readme = README.format(
         rows="\n".join(lines),

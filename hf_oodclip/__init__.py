@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from .calibration import Calibration as Calibration
     from .configuration_oodclip import OODCLIPConfig as OODCLIPConfig
     from .errors import OODCLIPError as OODCLIPError
+    from .mining import mine_negatives as mine_negatives
     from .modeling_oodclip import OODCLIPForImageClassification as OODCLIPForImageClassification
-    from .modeling_oodclip import OODImageClassifierOutput as OODImageClassifierOutput
     from .negatives import Negatives as Negatives
-    from .negatives import mine_negatives as mine_negatives
     from .pipeline_oodclip import OODImageClassificationPipeline as OODImageClassificationPipeline
     from .scores import Score as Score
     from .scores import ScoreInputs as ScoreInputs
     from .scores import get_score as get_score
     from .scores import list_scores as list_scores
     from .scores import register_score as register_score
+    from .similarity import OODImageClassifierOutput as OODImageClassifierOutput
     from .templates import list_templates as list_templates
     from .text_bank import TextEncoder as TextEncoder
 
@@ -38,14 +38,14 @@ _EXPORTS = {
     "OODCLIPError": "errors",
     "OODCLIPForImageClassification": "modeling_oodclip",
     "OODImageClassificationPipeline": "pipeline_oodclip",
-    "OODImageClassifierOutput": "modeling_oodclip",
+    "OODImageClassifierOutput": "similarity",
     "Score": "scores",
     "ScoreInputs": "scores",
     "TextEncoder": "text_bank",
     "get_score": "scores",
     "list_scores": "scores",
     "list_templates": "templates",
-    "mine_negatives": "negatives",
+    "mine_negatives": "mining",
     "pocket_path": "assets",
     "register_score": "scores",
 }

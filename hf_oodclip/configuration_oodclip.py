@@ -1,5 +1,6 @@
 """Configuration of an OODCLIP model: the CLIP it wraps, its labels, score and calibrations."""
 
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -32,11 +33,11 @@ class OODCLIPConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | PreTrainedConfig | None = None
-    templates: list[str] | None = None
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     template_average: str = "normalized"
     num_negatives: int = 0
     score: dict[str, Any] | None = None
-    calibrations: list[dict[str, Any]] | None = None
+    calibrations: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None and kwargs.get("num_labels") is None:
@@ -45,6 +46,10 @@ class OODCLIPConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules"):
             # A pipeline saved to a repo names its code here; who has imported this package needs none of it.
             kwargs.pop("custom_pipelines", None)
-        self.templates = ["a photo of a {}."] if self.templates is None else self.templates
-        self.calibrations = [] if self.calibrations is None else self.calibrations
         super().__post_init__(**kwargs)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Class names, in the order of the logits."""
+        names: dict[Any, str] = dict(self.id2label or {})
+        return [names[index] for index in range(len(names))]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import LabelError, NonFiniteError
 
@@ -30,12 +30,12 @@ def is_supported_model_type(model_type: str) -> bool:
     return model_type in SUPPORTED_MODEL_TYPES
 
 
-def context_length(clip: nn.Module) -> int:
+def context_length(clip: Any) -> int:
     """Return how many tokens the text tower takes, start and end tokens included."""
     return int(clip.config.text_config.max_position_embeddings)
 
 
-def encode_images(clip: nn.Module, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+def encode_images(clip: Any, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
     """Return projected image embeddings `[B, D]` before normalisation, and the vision tower's output.
 
     Since transformers 5 `get_image_features` returns an output object whose `pooler_output` is the
@@ -75,7 +75,7 @@ def _batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[li
 
 
 @torch.no_grad()
-def encode_tokens(clip: nn.Module, token_ids: Sequence[Sequence[int]], batch_size: int = 256) -> Tensor:
+def encode_tokens(clip: Any, token_ids: Sequence[Sequence[int]], batch_size: int = 256) -> Tensor:
     """Return projected text embeddings `[T, D]` before normalisation, on the CPU, in fp32 or fp64.
 
     Raises:
@@ -104,7 +104,7 @@ def encode_tokens(clip: nn.Module, token_ids: Sequence[Sequence[int]], batch_siz
     return embeds
 
 
-def text_tower_fingerprint(clip: nn.Module) -> str:
+def text_tower_fingerprint(clip: Any) -> str:
     """Return a hash of everything that decides a text embedding: weights, dtype, and architecture."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(sorted(clip.config.text_config.to_dict().items(), key=str)).encode())

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import encoders
 from .images import load_image
-
-if TYPE_CHECKING:
-    from .modeling_oodclip import OODCLIPForImageClassification
 
 __all__ = ["iterate_image_embeds", "pixel_values_of"]
 
@@ -25,9 +22,7 @@ def pixel_values_of(image_processor: Any, images: list[Any], timeout: float | No
     return image_processor(images=loaded, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
 
-def iterate_image_embeds(
-    model: OODCLIPForImageClassification, images: Any, batch_size: int = 32
-) -> Iterator[Tensor]:
+def iterate_image_embeds(model: Any, images: Any, batch_size: int = 32) -> Iterator[Tensor]:
     """Yield projected image embeddings `[B, D]` (before normalisation) of any source of images.
 
     Args:

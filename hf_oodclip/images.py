@@ -12,7 +12,9 @@ from .errors import ImageReadError
 
 __all__ = ["IMAGE_SUFFIXES", "find_images", "load_image"]
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split())
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"]
+)
 
 # The processors resize the short side and crop the centre square, so what lies farther out is never
 # seen; cutting it off first keeps a 1 x 10,000 strip from growing to gigabytes.
@@ -126,6 +128,8 @@ def find_images(patterns: list[str]) -> list[Path]:
             globbed = sorted(base.glob(relative)) if any(c in pattern for c in "*?[") else []
             matches = [p for p in globbed if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if not matches:
-            raise ImageReadError(f"No image found for {pattern!r}: it is no image file, folder with images, or pattern.")
+            raise ImageReadError(
+                f"No image found for {pattern!r}: it is no image file, folder with images, or pattern."
+            )
         found.update(dict.fromkeys(matches))
     return list(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,19 @@ from transformers.utils import cached_file, logging
 from .configuration_oodclip import OODCLIPConfig
 from .encoders import SUPPORTED_MODEL_TYPES, is_supported_model_type
 from .errors import CheckpointError, NegativesError
-from .negatives import MINING_METHODS, Negatives, mine_negatives
+from .mining import MINING_METHODS, mine_negatives, remine
+from .negatives import Negatives
+from .templates import resolve_templates
 from .text_bank import TextEncoder
 
-__all__ = ["NEGATIVES_FILE", "Preprocessing", "load_negatives_file", "resolve_negatives", "wrapped_config"]
+__all__ = [
+    "NEGATIVES_FILE",
+    "Preprocessing",
+    "label_templates",
+    "load_negatives_file",
+    "resolve_negatives",
+    "wrapped_config",
+]
 
 logger = logging.get_logger("hf_oodclip.loading")
 
@@ -123,9 +132,7 @@ def load_negatives_file(source: str, config: OODCLIPConfig, kwargs: dict[str, An
     """
     if config.num_negatives == 0:
         return None
-    path = cached_file(
-        source, NEGATIVES_FILE, _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs)
-    )
+    path = cached_file(source, NEGATIVES_FILE, _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs))
     if path is None:
         raise CheckpointError(
             f"{source} says it holds {config.num_negatives} negatives but has no {NEGATIVES_FILE}: the folder "
@@ -143,18 +150,24 @@ def resolve_negatives(
     given: str | Path | Negatives | Iterable[str] | None,
     present: Negatives | None,
     labels: list[str],
-    templates: list[str],
+    templates: list[str] | None,
     encoder: TextEncoder,
 ) -> Negatives | None:
     """Return the negatives meant by what the user gave, without words that are labels.
 
+    Args:
+        given: A mining method, a file, a `Negatives`, words, or None for the present ones (mined
+            again when the labels changed).
+        present: The negatives the model has.
+        labels: The labels they must not contain.
+        templates: The templates the user asked for, or None for the method's own.
+        encoder: Text encoder to mine with.
+
     Raises:
         NegativesError: A name that is neither a mining method nor a file, or an unusable list.
     """
-    if given is None and present is None:
-        return None
     if given is None:
-        negatives = present
+        negatives = None if present is None else remine(present, labels, encoder)
     elif isinstance(given, Negatives):
         negatives = given
     elif isinstance(given, str | Path):
@@ -169,7 +182,7 @@ def resolve_negatives(
             )
     else:
         words = list(given)
-        negatives = Negatives.from_words(words, templates) if words else None
+        negatives = Negatives.from_words(words, templates or "photo") if words else None
     if negatives is None:
         return None
     kept = negatives.without(labels)
@@ -179,3 +192,16 @@ def resolve_negatives(
     if len(kept) == 0:
         raise NegativesError("Every negative equals a label; give words that are no labels.")
     return kept
+
+
+def label_templates(given: str | Sequence[str] | None, present: list[str], negatives: Negatives | None) -> list[str]:
+    """Return the templates of the labels: the given ones, those of mined negatives, or the present ones.
+
+    Labels and negatives compete for an image, so they are prompted as the mining method prompts them
+    unless the user decides otherwise.
+    """
+    if given is not None:
+        return resolve_templates(given)
+    if negatives is not None and negatives.label_templates:
+        return list(negatives.label_templates)
+    return list(present)

@@ -228,7 +228,7 @@ def _read(values: Any, name: str, kinds: str = "fiub") -> NDArray[Any]:
 def _rank(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[list[Integers], int]:
     """Return one row per side of each score's place among the distinct scores, and their number."""
     scores = _read(id_scores, "id_scores"), _read(ood_scores, "ood_scores")
-    distinct, places = np.unique(np.concatenate(scores).astype(np.float64), return_inverse=True)
+    distinct, places = np.unique(np.concatenate(scores), return_inverse=True)
     return [places[None, : scores[0].size], places[None, scores[0].size :]], distinct.size
 
 

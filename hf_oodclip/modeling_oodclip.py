@@ -1,74 +1,38 @@
 """OODCLIPForImageClassification: a CLIP checkpoint as a classifier that knows what it does not know."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from . import encoders
-from .calibration import Calibration
 from .configuration_oodclip import OODCLIPConfig
+from .decisions import OODDecisionMixin
 from .errors import LabelError
-from .image_features import iterate_image_embeds
 from .loading import (
     NEGATIVES_FILE,
     Preprocessing,
+    label_templates,
     load_negatives_file,
     resolve_negatives,
     wrapped_config,
 )
 from .negatives import Negatives
 from .ood_head import OODHead
-from .scores import Score, ScoreInputs, get_score
+from .scores import Score, ScoreInputs
+from .similarity import OODImageClassifierOutput, OODSimilarity
 from .templates import resolve_templates
 from .text_bank import Average, Float32Module, TextBank, TextEncoder, check_labels
 
-__all__ = ["OODCLIPForImageClassification", "OODCLIPPreTrainedModel", "OODImageClassifierOutput", "OODSimilarity"]
+__all__ = ["OODCLIPForImageClassification", "OODCLIPPreTrainedModel"]
 
 logger = logging.get_logger("hf_oodclip.modeling")
-
-
-@dataclass
-class OODImageClassifierOutput(ModelOutput):
-    """What the model says about a batch of images.
-
-    Args:
-        loss: Cross-entropy, when `labels` were given.
-        logits: CLIP logits over the labels, never over negatives, `[B, N]`.
-        ood_score: Larger = more OOD, fp32, `[B]`.
-        image_embeds: Projected image embeddings before normalisation, fp32, `[B, D]`.
-        hidden_states: Of the vision tower, when asked for.
-        attentions: Of the vision tower, when asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    ood_score: Tensor | None = None
-    image_embeds: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class OODSimilarity(nn.Module):
-    """Cosines of images with labels and negatives, in fp32: the place where feature adapters act."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `[B, N]` and `[B, M]` cosines."""
-        dtype = torch.promote_types(image_embeds.dtype, label_embeds.dtype)
-        images = normalize(image_embeds.to(dtype), dim=-1)
-        labels, negatives = (normalize(e.to(dtype), dim=-1) for e in (label_embeds, negative_embeds))
-        return images @ labels.T, images @ negatives.T
 
 
 class OODCLIPPreTrainedModel(PreTrainedModel):
@@ -77,7 +41,7 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
     config: OODCLIPConfig
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -94,7 +58,7 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
+class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
     """A CLIP zero-shot classifier with negatives, an OOD score, and a calibrated decision.
 
     Example:
@@ -110,9 +74,10 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
         super().__init__(config)
         from transformers import CLIPModel
 
-        self.clip = CLIPModel._from_config(config.clip_config)
-        dim = config.clip_config.projection_dim
-        self.text_bank = TextBank(config.num_labels, config.num_negatives, dim)
+        clip_config: Any = config.clip_config
+        self.clip = CLIPModel._from_config(clip_config)
+        dim = clip_config.projection_dim
+        self.text_bank = TextBank(len(config.label_names), config.num_negatives, dim)
         self.similarity = OODSimilarity(dim)
         self.ood_head = OODHead(config)
         self._negatives: Negatives | None = None
@@ -136,17 +101,17 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
         score: str | Score | None = None,
         tokenizer: Any = None,
         **kwargs: Any,
-    ) -> "OODCLIPForImageClassification":
+    ) -> Any:
         """Load a plain CLIP checkpoint or a full OODCLIP checkpoint, from a folder or the Hub.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             config: A ready `OODCLIPConfig`, when you have one.
             labels: Class names; a full checkpoint brings its own.
-            templates: Name, template, or list of templates for the labels. By default those of the
-                checkpoint, else "a photo of a {}.".
-            negatives: `neglabel` or `krnft` (mined from WordNet for these labels), a file made by
-                `oodclip mine`, a `Negatives`, or your own words.
+            templates: Name, template, or list of templates for labels and mined words. By default
+                those of the mining method or of the checkpoint, else "a photo of a {}.".
+            negatives: `neglabel` or `krnft` (mined from WordNet for these labels as in that paper), a
+                file made by `oodclip mine`, a `Negatives`, or your own words.
             score: Name or `Score`; by default `neglabel` with negatives, else `mcm`.
             tokenizer: Tokenizer to use instead of the checkpoint's.
             kwargs: As in `PreTrainedModel.from_pretrained` (`dtype`, `device_map`, `revision`, ...).
@@ -167,11 +132,12 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
             # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
             cls._keys_to_ignore_on_load_missing = [r"^text_bank\.", r"^ood_head\."]
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         finally:
             cls._keys_to_ignore_on_load_missing = ignored
+        model, info = loaded
         model.name_or_path = str(pretrained_model_name_or_path)
         model._preprocessing = preprocessing
         model._negatives = load_negatives_file(str(pretrained_model_name_or_path), model.config, kwargs)
@@ -196,7 +162,7 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
     @property
     def labels(self) -> list[str]:
         """Class names, in the order of the logits."""
-        return [self.config.id2label[index] for index in range(self.config.num_labels)]
+        return self.config.label_names
 
     @property
     def negatives(self) -> Negatives | None:
@@ -229,8 +195,9 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
 
         Args:
             labels: Class names. Duplicates are kept (their order is that of the logits) with a warning.
-            templates: As in `from_pretrained`; None keeps the present ones.
-            negatives: As in `from_pretrained`; None keeps the present ones, `[]` removes them.
+            templates: As in `from_pretrained`.
+            negatives: As in `from_pretrained`; None keeps your own words and mines mined ones again for
+                the new labels, `[]` removes them.
             average: How a prompt ensemble is averaged; None keeps the present way.
 
         Raises:
@@ -245,11 +212,12 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
                 "One label: softmax scores (mcm, msp, entropy, gen) have nothing to compare it with; "
                 "max_logit, energy, delta_energy and neglabel work."
             )
-        chosen = self.config.templates if templates is None else resolve_templates(templates)
         averaging = self.config.template_average if average is None else average
+        asked = None if templates is None else resolve_templates(templates)
         encoder = self.text_encoder()
+        resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
+        chosen = label_templates(asked, self.config.templates, resolved)
         label_embeds = encoder.embed(labels, chosen, averaging)  # type: ignore[arg-type]
-        resolved = resolve_negatives(negatives, self._negatives, labels, chosen, encoder)
         negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder)
 
         self.text_bank.update(label_embeds, negative_embeds)
@@ -262,21 +230,6 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
         if self.ood_head.calibrations:
             logger.warning("The labels changed, so the calibration was dropped: calibrate again.")
             self.ood_head.set_calibrations([])
-
-    @property
-    def score(self) -> Score:
-        """The score in use."""
-        return self.ood_head.score
-
-    def set_score(self, score: str | Score | None, **options: Any) -> None:
-        """Choose the score; calibrations of other scores stay stored for when you switch back.
-
-        Raises:
-            UnknownNameError: No such score or option.
-        """
-        self.ood_head.set_score(score, **options)
-
-    # ---- features, scores, decisions --------------------------------------------------------------
 
     def score_inputs(self, pixel_values: Tensor | None = None, image_embeds: Tensor | None = None) -> ScoreInputs:
         """Return all that the scores need, from pixels or from stored image embeddings: one image pass.
@@ -332,68 +285,3 @@ class OODCLIPForImageClassification(OODCLIPPreTrainedModel):
             hidden_states=vision_output.hidden_states,
             attentions=vision_output.attentions,
         )
-
-    def ood_scores(
-        self, images: Any, scores: Sequence[str | Score] | None = None, batch_size: int = 32
-    ) -> dict[str, Tensor]:
-        """Return several scores of the same images from one image pass, `{score key: [n]}`.
-
-        Args:
-            images: Paths, PIL images, a 🤗 dataset with an image column, a `[n, 3, H, W]` tensor of
-                pixel values, or a generator of images.
-            scores: Names or `Score` objects; the score in use when None.
-            batch_size: Images a forward pass.
-        """
-        chosen = [self.score] if scores is None else [get_score(score) for score in scores]
-        collected: dict[str, list[Tensor]] = {score.key: [] for score in chosen}
-        for image_embeds in iterate_image_embeds(self, images, batch_size):
-            inputs = self.score_inputs(image_embeds=image_embeds)
-            for score in chosen:
-                collected[score.key].append(score(inputs).cpu())
-        return {key: torch.cat(parts) if parts else torch.empty(0) for key, parts in collected.items()}
-
-    def calibrate(
-        self,
-        id_images: Any,
-        target_tpr: float = 0.95,
-        *,
-        score: str | Score | None = None,
-        rule: str = "conformal",
-        confidence: float = 0.95,
-        batch_size: int = 32,
-    ) -> Calibration:
-        """Learn from ID images when to call an image OOD, and store it in the model.
-
-        Args:
-            id_images: Images of the labels that trained nothing; at least 20, better some hundreds.
-                Anything `ood_scores` takes.
-            target_tpr: Share of ID images to accept.
-            score: Score to calibrate; the one in use when None.
-            rule: Threshold rule, see `hf_oodclip.calibration.THRESHOLD_RULES`.
-            confidence: Level of the stored interval of the true positive rate.
-            batch_size: Images a forward pass.
-
-        Raises:
-            CalibrationError: Too few images, or a target they cannot support.
-        """
-        chosen = self.score if score is None else get_score(score)
-        values = self.ood_scores(id_images, [chosen], batch_size)[chosen.key]
-        calibration = Calibration.fit(values, chosen.key, target_tpr, rule, confidence)
-        self.ood_head.add_calibration(calibration, self.device)
-        return calibration
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The calibration of the score in use, or None before `calibrate`."""
-        return self.ood_head.calibration_for(self.score)
-
-    def set_calibration(self, calibration: Calibration) -> None:
-        """Store a calibration made elsewhere, for the score in use.
-
-        Raises:
-            CalibrationError: It belongs to another score.
-        """
-        calibration.check_score(self.score.key)
-        self.ood_head.add_calibration(calibration, self.device)
-
-

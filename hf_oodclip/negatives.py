@@ -1,36 +1,21 @@
-"""Negatives: words far from every label, mined from WordNet or your own list, kept as readable text."""
+"""Negatives: words that are none of the labels, kept as readable text with where they come from."""
 
 from __future__ import annotations
 
 import json
-import lzma
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
-from transformers.utils import logging
 
-from .errors import NegativesError, unknown_name
+from .errors import NegativesError
 from .templates import resolve_templates
-from .text_bank import TextEncoder, check_labels
+from .text_bank import TextEncoder
 
-__all__ = [
-    "MINING_METHODS",
-    "MiningMethod",
-    "Negatives",
-    "mine_negatives",
-    "upper_quantile",
-    "wordnet_words",
-]
-
-logger = logging.get_logger("hf_oodclip.negatives")
+__all__ = ["Negatives"]
 
 FORMAT = "hf_oodclip negatives 1"
 
@@ -69,7 +54,9 @@ class Negatives:
             found = f"it holds {bad[0]!r}" if bad else "it is empty"
             raise NegativesError(f"The list of negative words cannot be used: {found}. Give non-empty words.")
         return cls(
-            {"word": unique}, {"word": resolve_templates(templates)}, {"method": "own list", "given": len(unique)}
+            {"word": unique},
+            {"word": resolve_templates(templates)},
+            {"method": "own list", "given": len(unique)},
         )
 
     def __len__(self) -> int:
@@ -79,6 +66,11 @@ class Negatives:
     def texts(self) -> list[str]:
         """All words in bank order."""
         return [word for words in self.words.values() for word in words]
+
+    @property
+    def label_templates(self) -> list[str] | None:
+        """The label templates the words were mined with, or None for a list of your own."""
+        return self.provenance.get("label_templates")
 
     def without(self, labels: Iterable[str]) -> Negatives:
         """Return the negatives without words that equal a label (case and outer spaces ignored)."""
@@ -122,209 +114,3 @@ class Negatives:
             raise NegativesError(
                 f"{path} is not a negatives file ({error}); make one with `oodclip mine`, or write one word a line."
             ) from error
-
-
-@dataclass(frozen=True)
-class MiningMethod:
-    """The rules by which a paper picks negatives out of a word list."""
-
-    paper: str
-    label_templates: str
-    templates: Mapping[str, str]
-    order: tuple[str, ...]
-    interpolate: bool
-    remove_labels: bool
-    first_lemmas_only: bool
-    fraction: float | None = None
-    num_negatives: int | None = None
-
-
-MINING_METHODS: dict[str, MiningMethod] = {
-    "neglabel": MiningMethod(
-        paper="NegLabel (Jiang et al., ICLR 2024)",
-        label_templates="nice",
-        templates={"noun": "nice", "adjective": "adjective", "word": "nice"},
-        order=("noun", "adjective", "word"),
-        interpolate=True,
-        remove_labels=False,
-        first_lemmas_only=True,
-        fraction=0.15,
-    ),
-    "krnft": MiningMethod(
-        paper="KR-NFT (ACM MM 2025) and OpenOOD-VLM",
-        label_templates="nice_period",
-        templates={"noun": "nice_period", "adjective": "adjective_period", "word": "nice_period"},
-        order=("adjective", "noun", "word"),
-        interpolate=False,
-        remove_labels=True,
-        first_lemmas_only=False,
-        num_negatives=10_000,
-    ),
-}
-
-
-@lru_cache(maxsize=2)
-def wordnet_words(first_only: bool = False) -> dict[str, tuple[str, ...]]:
-    """Return the WordNet 3.0 nouns and adjectives that ship with the package, sorted, by kind.
-
-    A word that is both noun and adjective is kept as a noun only, as both mining methods have it.
-
-    Args:
-        first_only: Keep the first lemma of each synset and leave out its synonyms.
-    """
-    folder = files("hf_oodclip") / "assets" / "words"
-    words: dict[str, tuple[str, ...]] = {}
-    seen: set[str] = set()
-    for kind, name in (("noun", "wordnet_nouns.txt.xz"), ("adjective", "wordnet_adjectives.txt.xz")):
-        lines = lzma.decompress((folder / name).read_bytes()).decode("utf-8").splitlines()
-        rows = (line.split("\t") for line in lines)
-        pool = [word for word, _, place in rows if place == "first" or not first_only]
-        words[kind] = tuple(word for word in pool if word not in seen)
-        seen.update(words[kind])
-    return words
-
-
-def upper_quantile(
-    words: Tensor, labels: Tensor, quantile: float = 0.95, interpolate: bool = True, chunk_elements: int = 2**22
-) -> Tensor:
-    """Return, for every word, a high quantile of its cosines to the labels, `[W]`.
-
-    Args:
-        words: Normalised embeddings of the words, `[W, D]`.
-        labels: Normalised embeddings of the labels, `[N, D]`.
-        quantile: Between 0 and 1.
-        interpolate: Interpolate linearly at position `quantile * (N - 1)` (NegLabel), or take the
-            element at `floor(quantile * N)` of the ascending order (KR-NFT).
-        chunk_elements: Most cosines held at once.
-    """
-    num_labels = labels.shape[0]
-    position = quantile * (num_labels - 1) if interpolate else min(math.floor(quantile * num_labels), num_labels - 1)
-    lower = math.floor(position)
-    weight = position - lower
-    result = torch.empty(words.shape[0], dtype=words.dtype)
-    for start in range(0, words.shape[0], max(1, chunk_elements // num_labels)):
-        rows = slice(start, start + max(1, chunk_elements // num_labels))
-        # The quantile sits near the top: the few largest cosines are enough, and cheaper than a sort.
-        largest = (words[rows] @ labels.T).topk(num_labels - lower, dim=1).values
-        value = largest[:, -1]
-        if weight > 0:
-            value = torch.lerp(value, largest[:, -2], weight)
-        result[rows] = value
-    return result
-
-
-def _pools(words: Mapping[str, Iterable[str]] | Iterable[str]) -> dict[str, list[str]]:
-    by_kind = words if isinstance(words, Mapping) else {"word": words}
-    unknown = sorted(set(by_kind) - {"noun", "adjective", "word"})
-    if unknown:
-        raise unknown_name("kind of words", unknown[0], ("noun", "adjective", "word"))
-    # Sorted, so that the order of the input cannot change what is mined.
-    return {kind: sorted({w for w in pool if w.strip()}) for kind, pool in by_kind.items()}
-
-
-def mine_negatives(
-    labels: Sequence[str],
-    encoder: TextEncoder,
-    method: str = "neglabel",
-    words: Mapping[str, Iterable[str]] | Iterable[str] | None = None,
-    *,
-    num_negatives: int | None = None,
-    fraction: float | None = None,
-    quantile: float = 0.95,
-    templates: str | Sequence[str] | None = None,
-) -> Negatives:
-    """Return the words that are farthest from every label.
-
-    For each word, a high quantile of its cosines to the labels is taken; within each kind of word
-    (nouns, adjectives) those with the smallest are kept, in ascending order.
-
-    Args:
-        labels: Class names.
-        encoder: Text encoder whose space is mined.
-        method: `neglabel` keeps a fraction (0.15) of each kind; `krnft` keeps `num_negatives`
-            (10,000) shared over kinds in proportion, after removing words equal to a label.
-        words: Your own words, flat or by kind (`noun`, `adjective`, `word`); WordNet when None.
-        num_negatives: Keep this many in all instead of the method's own amount.
-        fraction: Keep this share of each kind instead.
-        quantile: Which quantile counts; below 1 a few labels may be near.
-        templates: One set of templates for labels and words instead of the method's own (adjectives
-            keep theirs only when this is None).
-
-    Raises:
-        UnknownNameError: No such method, template name, or kind of words.
-        NegativesError: No word is left to choose from, or an amount is out of range.
-
-    Source: NegLabel (ICLR 2024), algorithm 1; KR-NFT (ACM MM 2025).
-
-    Example:
-        >>> import hf_oodclip
-        >>> from transformers import AutoTokenizer, CLIPModel
-        >>> folder = hf_oodclip.pocket_path()
-        >>> encoder = TextEncoder(CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
-        >>> mined = mine_negatives(["cat"], encoder, words=["kitten", "tax law"], num_negatives=1)
-        >>> mined.texts
-        ['tax law']
-    """
-    if method not in MINING_METHODS:
-        raise unknown_name("mining method", method, MINING_METHODS)
-    if fraction is not None and num_negatives is not None:
-        raise NegativesError("Give num_negatives or fraction, not both.")
-    rules = MINING_METHODS[method]
-    if fraction is None and num_negatives is None:
-        fraction, num_negatives = rules.fraction, rules.num_negatives
-    if (fraction is not None and not 0 < fraction <= 1) or (num_negatives is not None and num_negatives < 1):
-        raise NegativesError(
-            f"fraction must be in (0, 1] and num_negatives at least 1, got {fraction} and {num_negatives}."
-        )
-    labels = check_labels(labels)
-    pools = _pools(wordnet_words(rules.first_lemmas_only) if words is None else words)
-    if rules.remove_labels:
-        pools = {kind: [w for w in pool if w not in set(labels)] for kind, pool in pools.items()}
-        pools["adjective"] = sorted(set(pools.get("adjective", [])) - set(pools.get("noun", [])))
-    kinds = [kind for kind in rules.order if pools.get(kind)]
-    used = {kind: resolve_templates(rules.templates[kind] if templates is None else templates) for kind in kinds}
-    label_templates = resolve_templates(rules.label_templates if templates is None else templates)
-    too_long = 0
-    for kind in kinds:
-        overlong = encoder.overlong(pools[kind], used[kind])
-        pools[kind] = [word for index, word in enumerate(pools[kind]) if index not in overlong]
-        too_long += len(overlong)
-    kinds = [kind for kind in kinds if pools[kind]]
-    if not kinds:
-        raise NegativesError("No word is left to mine from; give words that are no labels and fit the text tower.")
-
-    label_embeds = normalize(encoder.embed(labels, label_templates), dim=-1)
-    amounts = _amounts({kind: len(pools[kind]) for kind in kinds}, fraction, num_negatives)
-    selected: dict[str, list[str]] = {}
-    for kind in kinds:
-        distance = upper_quantile(
-            encoder.embed(pools[kind], used[kind]), label_embeds, quantile, rules.interpolate
-        )
-        nearest_first = torch.sort(distance, stable=True).indices
-        selected[kind] = [pools[kind][index] for index in nearest_first[: amounts[kind]].tolist()]
-    provenance = {
-        "method": method,
-        "paper": rules.paper,
-        "words": "WordNet 3.0" if words is None else "own list",
-        "pool": {kind: len(pools[kind]) for kind in kinds},
-        "left_out_too_long": too_long,
-        "quantile": quantile,
-        "fraction": fraction,
-        "num_negatives": num_negatives,
-        "labels": list(labels),
-        "label_templates": label_templates,
-        "text_tower": encoder.fingerprint,
-    }
-    return Negatives(selected, used, provenance)
-
-
-def _amounts(pool: dict[str, int], fraction: float | None, num_negatives: int | None) -> dict[str, int]:
-    if fraction is not None:
-        return {kind: max(1, math.floor(fraction * size)) for kind, size in pool.items()}
-    assert num_negatives is not None
-    total = sum(pool.values())
-    amounts = {kind: math.floor(num_negatives * size / total) for kind, size in pool.items()}
-    # What rounding leaves over goes to the largest kind (the nouns, in both papers).
-    largest = max(pool, key=lambda kind: pool[kind])
-    amounts[largest] += num_negatives - sum(amounts.values())
-    return {kind: min(amount, pool[kind]) for kind, amount in amounts.items()}

@@ -30,10 +30,8 @@ class OODHead(Float32Module):
         self.config = config
         for name, shape in (config.score or {}).get("state", {}).items():
             self.register_buffer(_STATE + name, torch.zeros(shape, dtype=torch.float32))
-        for position, record in enumerate(config.calibrations or []):
-            self.register_buffer(
-                f"{_CALIBRATION}{position}", torch.zeros(record["num_images"], dtype=torch.float32)
-            )
+        for position, record in enumerate(config.calibrations):
+            self.register_buffer(f"{_CALIBRATION}{position}", torch.zeros(record["num_images"], dtype=torch.float32))
 
     @property
     def score(self) -> Score:
@@ -70,7 +68,7 @@ class OODHead(Float32Module):
     @property
     def calibrations(self) -> list[Calibration]:
         """All stored calibrations, at most one a score."""
-        records = self.config.calibrations or []
+        records = self.config.calibrations
         return [
             Calibration.from_dict(record, getattr(self, f"{_CALIBRATION}{position}"))
             for position, record in enumerate(records)
@@ -82,7 +80,7 @@ class OODHead(Float32Module):
 
     def set_calibrations(self, calibrations: list[Calibration], device: torch.device | None = None) -> None:
         """Replace all stored calibrations."""
-        for position in range(len(self.config.calibrations or [])):
+        for position in range(len(self.config.calibrations)):
             delattr(self, f"{_CALIBRATION}{position}")
         self.config.calibrations = [calibration.to_dict() for calibration in calibrations]
         for position, calibration in enumerate(calibrations):

@@ -12,7 +12,6 @@ from transformers.utils import logging
 from .calibration import Calibration
 from .errors import LabelError, ScoreInputError, unknown_name
 from .image_features import pixel_values_of
-from .modeling_oodclip import OODCLIPForImageClassification
 from .scores import Score, get_score
 
 __all__ = ["OODImageClassificationPipeline"]
@@ -52,10 +51,12 @@ class OODImageClassificationPipeline(Pipeline):
         ['is_ood', 'label', 'ood_score', 'p_value', 'score']
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: Any
+    _registered_impl: dict[str, Any]
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
 
     def __init__(
         self,
@@ -66,13 +67,12 @@ class OODImageClassificationPipeline(Pipeline):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.model, OODCLIPForImageClassification):
-            # A PEFT wrapper hands on what it does not have itself.
-            if not hasattr(self.model, "score_inputs"):
-                raise ScoreInputError(
-                    f"The ood-image-classification pipeline needs an OODCLIPForImageClassification, got "
-                    f"{type(self.model).__name__}."
-                )
+        # Not isinstance: a PEFT wrapper hands on what it does not have itself.
+        if not hasattr(self.model, "score_inputs"):
+            raise ScoreInputError(
+                "The ood-image-classification pipeline needs an OODCLIPForImageClassification, got "
+                f"{type(self.model).__name__}."
+            )
         if labels is not None or templates is not None or negatives is not None:
             self.model.set_labels(self.model.labels if labels is None else labels, templates, negatives)
         if self.model.config.num_labels == 0:
@@ -111,7 +111,7 @@ class OODImageClassificationPipeline(Pipeline):
         pixel_values = pixel_values_of(self.image_processor, [image], timeout)
         return {"pixel_values": pixel_values.to(self.dtype)}
 
-    def _forward(self, inputs: dict[str, torch.Tensor], score: Score | None = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def _forward(self, inputs: Any, score: Score | None = None) -> Any:  # type: ignore[override]
         found = self.model.score_inputs(inputs["pixel_values"])
         outputs = {
             "probabilities": torch.softmax(found.logit_scale * found.similarity, dim=-1),
@@ -129,7 +129,8 @@ class OODImageClassificationPipeline(Pipeline):
         score: Score | None = None,
     ) -> dict[str, Any]:
         probabilities = outputs["probabilities"][0]
-        values, indices = probabilities.topk(len(probabilities) if top_k is None else min(top_k, len(probabilities)))
+        count = len(probabilities) if top_k is None else min(top_k, len(probabilities))
+        values, indices = probabilities.topk(count)
         ranked = [
             {"label": self.model.config.id2label[index], "score": value}
             for value, index in zip(values.tolist(), indices.tolist(), strict=True)

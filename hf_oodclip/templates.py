@@ -83,7 +83,6 @@ def resolve_templates(templates: str | Sequence[str]) -> list[str]:
     for template in resolved:
         if not isinstance(template, str) or template.count("{}") != 1 or "{" in template.replace("{}", "", 1):
             raise TemplateError(
-                f"Template {template!r} must hold exactly one {{}} where the label goes, "
-                "as in 'a photo of a {}.'."
+                f"Template {template!r} must hold exactly one {{}} where the label goes, as in 'a photo of a {{}}.'."
             )
     return resolved

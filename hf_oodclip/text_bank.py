@@ -40,7 +40,7 @@ class TextEncoder:
         torch.Size([2, 256])
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, batch_size: int = 256, cache: bool = True) -> None:
+    def __init__(self, clip: Any, tokenizer: Any, batch_size: int = 256, cache: bool = True) -> None:
         self.clip = clip
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -75,7 +75,7 @@ def _write(path: Path, embeds: Tensor) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         os.close(handle)
         save_file({"embeds": embeds.contiguous()}, temporary, metadata={"checksum": _checksum(embeds)})
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning(
             f"The text embeddings cannot be kept in {path.parent} ({error}); they are computed again next "

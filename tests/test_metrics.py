@@ -44,9 +44,7 @@ POINT_METRICS = {
 }
 
 # Few distinct values force ties; the floats include infinities, subnormals and -0.0.
-score_lists = st.lists(
-    st.one_of(st.integers(-3, 3).map(float), st.floats(allow_nan=False)), min_size=1, max_size=25
-)
+score_lists = st.lists(st.one_of(st.integers(-3, 3).map(float), st.floats(allow_nan=False)), min_size=1, max_size=25)
 targets = st.sampled_from(["0.95", "0.5", "0.9", "0.05", "1.0", "0.333"])
 
 
@@ -82,8 +80,7 @@ def slow_fpr(id_scores, ood_scores, target, positive, rule):
         return low + (high - low) * (wanted - low_recall) / (high_recall - low_recall)
     full = next(place for place, (recall, _) in enumerate(points) if recall == 1)
     return min(
-        (abs(float(recall) - float(target)), -place, rate)
-        for place, (recall, rate) in enumerate(points[: full + 1])
+        (abs(float(recall) - float(target)), -place, rate) for place, (recall, rate) in enumerate(points[: full + 1])
     )[2]
 
 
@@ -107,9 +104,7 @@ def test_aupr_in_by_hand():
     # From the lowest score: 1 is ID (P 1/1), {2, 2} is one ID and one OOD (P 2/3), 3 is ID (P 3/4), 4 is OOD.
     # Average precision: (1 + 2/3 + 3/4) / 3. Trapezoid: means (1+1)/2, (1+2/3)/2, (2/3+3/4)/2, over 3.
     assert aupr_in([1, 2, 3], [2, 4]) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3, abs=1e-15)
-    assert aupr_in([1, 2, 3], [2, 4], method="trapezoid") == pytest.approx(
-        (1 + 5 / 6 + 17 / 24) / 3, abs=1e-15
-    )
+    assert aupr_in([1, 2, 3], [2, 4], method="trapezoid") == pytest.approx((1 + 5 / 6 + 17 / 24) / 3, abs=1e-15)
 
 
 def test_aupr_out_by_hand():
@@ -169,13 +164,19 @@ def test_the_two_positive_sides_differ():
 
 
 @pytest.mark.parametrize("positive", ["id", "ood"])
-def test_exactly_95_percent_is_enough(positive):
-    # 19 of every 20 positives are taken; of the interleaved negatives all but one of these precede.
-    for count in range(20, 3001, 20):
+def test_exactly_the_target_share_is_enough(positive):
+    # Positives and negatives alternate, a positive first: the k-th positive comes after k - 1 negatives.
+    # The line starts at the largest FPR of an exactly met TPR: k negatives (for TPR 1 it equals "first").
+    # Products would be rounded: 0.07 * 100 = 7.000000000000001, 0.29 * 100 = 28.999999999999996.
+    cases = [(19 * count // 20, count, 0.95) for count in range(20, 3001, 20)]
+    cases += [(percent, 100, percent / 100) for percent in range(1, 101)]
+    for taken, count, tpr in cases:
         id_scores, ood_scores = np.arange(count), np.arange(count) + 0.5
         if positive == "ood":
             id_scores, ood_scores = -ood_scores, -id_scores
-        assert fpr_at_tpr(id_scores, ood_scores, positive=positive) == (19 * count // 20 - 1) / count
+        assert fpr_at_tpr(id_scores, ood_scores, tpr, positive) == (taken - 1) / count
+        line = fpr_at_tpr(id_scores, ood_scores, tpr, positive, "interpolate")
+        assert line == min(taken, count - 1) / count
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -1e300, math.inf, -math.inf])
@@ -234,9 +235,7 @@ def test_auroc_equals_the_count_over_all_pairs(id_scores, ood_scores):
 @settings(deadline=None, max_examples=100)
 def test_fpr_equals_the_sweep_over_all_thresholds(positive, rule, id_scores, ood_scores, target):
     expected = float(slow_fpr(id_scores, ood_scores, target, positive, rule))
-    assert fpr_at_tpr(id_scores, ood_scores, float(target), positive, rule) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert fpr_at_tpr(id_scores, ood_scores, float(target), positive, rule) == pytest.approx(expected, abs=1e-12)
 
 
 # ---------------------------------------------------------------- scikit-learn
@@ -249,9 +248,7 @@ def test_agreement_with_scikit_learn(kind, seed):
     scores = np.concatenate([id_scores, ood_scores])
     is_ood = np.arange(scores.size) >= id_scores.size
     near = {"abs": 1e-12}
-    assert auroc(id_scores, ood_scores) == pytest.approx(
-        sklearn.metrics.roc_auc_score(is_ood, scores), **near
-    )
+    assert auroc(id_scores, ood_scores) == pytest.approx(sklearn.metrics.roc_auc_score(is_ood, scores), **near)
     for ours, truth, values, positive in (
         (aupr_in, ~is_ood, -scores, "id"),
         (aupr_out, is_ood, scores, "ood"),
@@ -356,14 +353,13 @@ def test_the_conventions_differ_as_their_papers_do():
 
 
 @pytest.mark.parametrize("convention", sorted(CONVENTIONS))
-@pytest.mark.parametrize(("num_id", "num_ood", "decimals"), [(5, 4, 0), (300, 200, 1), (150, 250, 9)])
-def test_bootstrap_equals_the_metrics_of_each_resample(convention, num_id, num_ood, decimals):
-    data = np.random.default_rng(1)
-    id_scores = data.normal(0, 1, num_id).round(decimals)
-    ood_scores = data.normal(1, 1, num_ood).round(decimals)
-    result = detection_metrics(
-        id_scores, ood_scores, convention=convention, num_bootstrap=300, confidence=0.9, seed=7
-    )
+@pytest.mark.parametrize("case", ["tiny", "tied", "random", "missing"])
+def test_bootstrap_equals_the_metrics_of_each_resample(convention, case):
+    # In "missing" a resample may lack the score 0, the only operating point without false positives.
+    id_scores, ood_scores = ([0, 1], [1]) if case == "missing" else random_case(case, seed=2)
+    id_scores, ood_scores = np.asarray(id_scores), np.asarray(ood_scores)
+    num_id, num_ood = id_scores.size, ood_scores.size
+    result = detection_metrics(id_scores, ood_scores, convention=convention, num_bootstrap=300, confidence=0.9, seed=7)
     # The same draws in one go: chunks of the implementation must not show.
     generators = np.random.default_rng(7).spawn(2)
     resamples = list(
@@ -387,16 +383,12 @@ def test_bootstrap_equals_the_metrics_of_each_resample(convention, num_id, num_o
         expected[f"aupr_out_{convention}"] = [aupr_out(*pair, method) for pair in resamples]
     assert {key.removesuffix("_interval") for key in result if key.endswith("_interval")} == set(expected)
     for name, values in expected.items():
-        assert result[f"{name}_interval"] == pytest.approx(
-            tuple(np.quantile(values, [0.05, 0.95])), abs=1e-12
-        )
+        assert result[f"{name}_interval"] == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])), abs=1e-12)
 
 
 def test_bootstrap_is_a_function_of_the_seed():
     id_scores, ood_scores = random_case("random")
-    one, again, other = (
-        detection_metrics(id_scores, ood_scores, num_bootstrap=50, seed=seed) for seed in (3, 3, 4)
-    )
+    one, again, other = (detection_metrics(id_scores, ood_scores, num_bootstrap=50, seed=seed) for seed in (3, 3, 4))
     assert one == again
     assert one["auroc_interval"] != other["auroc_interval"]
     assert one["auroc"] == other["auroc"]
@@ -420,9 +412,7 @@ def test_bootstrap_interval_has_the_width_of_theory():
     # below each OOD) / m; 95 % of a normal variable is within 1.96 of it.
     id_scores, ood_scores = random_case("random")
     beaten = (ood_scores[None] > id_scores[:, None]).astype(float)
-    error = math.sqrt(
-        beaten.mean(1).var(ddof=1) / id_scores.size + beaten.mean(0).var(ddof=1) / ood_scores.size
-    )
+    error = math.sqrt(beaten.mean(1).var(ddof=1) / id_scores.size + beaten.mean(0).var(ddof=1) / ood_scores.size)
     result = detection_metrics(id_scores, ood_scores, num_bootstrap=2000)
     low, high = result["auroc_interval"]
     assert low == pytest.approx(result["auroc"] - 1.96 * error, abs=0.15 * error)

@@ -57,9 +57,10 @@ A word in several files counts in each.
   characters of both files and by their opening pages, not word by word.
 - **NegLabel** uses about 58.5k nouns and 13.1k adjectives. That there are about as many single-word nouns
   here is chance: its published selection for ImageNet-1k is full of multi-word lemmas ("yellow clintonia").
-  All of 101 words picked by hand from that selection are the *first* lemma of a synset in lower case, the way
-  NLTK's `synset.name()` spells it; by chance 57 % of the nouns would be. So the `neglabel` method mines the
-  `first` words: {first_nouns:,} nouns and {first_adjectives:,} adjectives; the rest of the gap is unexplained.
+  All of 101 words picked by hand from that selection are the *first* lemma of a synset in lower case, the
+  way NLTK's `synset.name()` spells it; by chance 57 % of the nouns would be. So the `neglabel` method mines
+  the `first` words: {first_nouns:,} nouns and {first_adjectives:,} adjectives; the rest of the gap is
+  unexplained.
 
 ## Source and licence
 WordNet 3.0, Princeton University, as packaged in Debian's `wordnet-base` 1:3.0-37 (`data.noun`, `data.adj`).

@@ -69,7 +69,6 @@ class DeltaEnergy(Score):
         crops = [top] if self.joint else list(top.split(1, dim=-1))
         energy = -torch.logsumexp(logits, dim=-1)
         changes = [
-            -torch.logsumexp(logits.scatter(-1, crop, scale * self.low_similarity), dim=-1) - energy
-            for crop in crops
+            -torch.logsumexp(logits.scatter(-1, crop, scale * self.low_similarity), dim=-1) - energy for crop in crops
         ]
         return -torch.stack(changes).mean(dim=0)

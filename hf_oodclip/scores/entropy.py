@@ -18,8 +18,9 @@ class Entropy(Score):
     entropy in nats, in [0, log N].
 
     Args:
-        temperature: Divides the cosines; 1 in the MCM repository, where the score comes from. None
-            takes the model's logit scale.
+        temperature: Divides the cosines; 0.01 by default, the scale of CLIP's own logits. The MCM
+            repository uses 1, at which every distribution is nearly even. None takes the model's
+            logit scale.
 
     Source: the entropy baseline of Ming et al., NeurIPS 2022 (code of MCM).
 
@@ -30,7 +31,7 @@ class Entropy(Score):
         tensor([0.6931])
     """
 
-    temperature: float | None = 1.0
+    temperature: float | None = 0.01
 
     name = "entropy"
     info = ScoreInfo(
