@@ -1,8 +1,8 @@
 """Makes transformers know this package without importing torch until somebody needs it.
 
 Registering needs the modules it registers with, and those take seconds to import. So each
-registration waits: it runs at once when its module is already there, else right after somebody
-imports it.
+registration waits until its module has been imported by somebody, and until no module it needs is
+half imported (transformers' modules import each other).
 """
 
 from __future__ import annotations
@@ -14,101 +14,114 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-__all__ = ["register_with_transformers", "when_imported"]
+__all__ = ["TASK", "register_with_transformers"]
 
 TASK = "ood-image-classification"
 
+_PACKAGE = __name__.partition(".")[0]
 _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
 _BASE_MODEL = "transformers.modeling_utils"
 _PIPELINES = "transformers.pipelines"
-_OWN_MODEL = "hf_oodclip.modeling_oodclip"
-_NEEDED_BY_MODEL = (_AUTO_MODELS, _BASE_MODEL, _OWN_MODEL)
+_WATCHED = (_AUTO_CONFIGS, _AUTO_MODELS, _BASE_MODEL, _PIPELINES)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: has the real finder's loader call back once a module has run."""
+class _ImportWatch(importlib.abc.MetaPathFinder):
+    """Finds nothing itself: has the real finder's loader report once a watched module has run."""
 
     def __init__(self) -> None:
-        self.waiting: dict[str, list[Callable[[], None]]] = {}
+        self.pending: list[Callable[[], bool]] = []
         self.finished: set[str] = set()
+        self._looking: set[str] = set()
+        self._trying = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self.waiting:
+        watched = fullname in _WATCHED or fullname.startswith(f"{_PACKAGE}.")
+        if not watched or not self.pending or fullname in self._looking:
             return None
-        callbacks = self.waiting.pop(fullname)
-        spec = importlib.util.find_spec(fullname)
+        self._looking.add(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._looking.discard(fullname)
         if spec is None or spec.loader is None:
             return spec
-        loader = spec.loader
-        run_module = loader.exec_module
+        run_module = spec.loader.exec_module
 
-        def run_then_call_back(module: ModuleType) -> None:
+        def run_then_try(module: ModuleType) -> None:
             run_module(module)
             self.finished.add(fullname)
-            for callback in callbacks:
-                callback()
+            self.try_pending()
 
-        loader.exec_module = run_then_call_back  # type: ignore[method-assign]
+        spec.loader.exec_module = run_then_try  # type: ignore[method-assign]
         return spec
 
+    def try_pending(self) -> None:
+        """Run the registrations whose time has come; the others stay."""
+        if self._trying:
+            # A registration imports modules of its own, which report here too.
+            return
+        self._trying = True
+        try:
+            before = len(self.pending) + 1
+            while len(self.pending) < before:
+                before = len(self.pending)
+                self.pending = [register for register in self.pending if not register()]
+        finally:
+            self._trying = False
 
-_finder = _AfterImport()
+    def is_imported(self, name: str) -> bool:
+        """Tell whether a module has run to its end."""
+        module = sys.modules.get(name)
+        running = getattr(getattr(module, "__spec__", None), "_initializing", False)
+        return name in self.finished or (module is not None and not running)
+
+    def is_running(self, *names: str) -> bool:
+        """Tell whether one of these modules, or one of this package's, is half imported."""
+        own = [name for name in sys.modules if name.startswith(f"{_PACKAGE}.")]
+        return any(name in sys.modules and not self.is_imported(name) for name in (*names, *own))
 
 
-def _is_imported(module_name: str) -> bool:
-    if module_name in _finder.finished:
-        return True
-    module = sys.modules.get(module_name)
-    return module is not None and not getattr(module.__spec__, "_initializing", False)
+_watch = _ImportWatch()
 
 
-def when_imported(module_name: str, callback: Callable[[], None]) -> None:
-    """Call back once a module is fully imported: at once when it is, else right after its import."""
-    if _is_imported(module_name):
-        callback()
-        return
-    if _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)
-    _finder.waiting.setdefault(module_name, []).append(callback)
-
-
-def _running(module_names: Sequence[str]) -> bool:
-    return any(name in sys.modules and not _is_imported(name) for name in module_names)
-
-
-def _register_config() -> None:
-    if not _is_imported(_AUTO_CONFIGS) or _running((_AUTO_MODELS,)):
-        # The models import the configs, and CLIP's config reads the list of models: wait for both.
-        return
+def _register_config() -> bool:
+    # CLIP's config reads the list of models when it is imported, hence the second module.
+    if not _watch.is_imported(_AUTO_CONFIGS) or _watch.is_running(_AUTO_MODELS):
+        return False
     from transformers import AutoConfig
 
     from .configuration_oodclip import OODCLIPConfig
 
     AutoConfig.register("oodclip", OODCLIPConfig, exist_ok=True)
+    return True
 
 
-def _register_model() -> None:
-    if not _is_imported(_AUTO_MODELS) or _running(_NEEDED_BY_MODEL):
-        # These modules import each other; whichever finishes last calls again.
-        return
+def _register_model() -> bool:
+    if not _watch.is_imported(_AUTO_MODELS) or _watch.is_running(_BASE_MODEL):
+        return False
     from transformers import AutoModelForImageClassification
 
     from .configuration_oodclip import OODCLIPConfig
     from .modeling_oodclip import OODCLIPForImageClassification
 
     AutoModelForImageClassification.register(OODCLIPConfig, OODCLIPForImageClassification, exist_ok=True)
+    return True
 
 
-def _register_pipeline() -> None:
+def _register_pipeline() -> bool:
+    if not _watch.is_imported(_PIPELINES) or _watch.is_running():
+        return False
     from transformers import AutoModelForImageClassification
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .modeling_oodclip import OODCLIPForImageClassification
     from .pipeline_oodclip import OODImageClassificationPipeline
 
+    if TASK in PIPELINE_REGISTRY.supported_tasks:
+        return True
     # Our own class loads plain CLIP checkpoints, which the Auto class would take for another model...
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
@@ -124,12 +137,12 @@ def _register_pipeline() -> None:
             "type": "image",
         }
     }
+    return True
 
 
 def register_with_transformers() -> None:
     """Register config, model and pipeline, each as soon as transformers has what it needs."""
-    for name in (_AUTO_CONFIGS, _AUTO_MODELS):
-        when_imported(name, _register_config)
-    for name in _NEEDED_BY_MODEL:
-        when_imported(name, _register_model)
-    when_imported(_PIPELINES, _register_pipeline)
+    _watch.pending = [_register_config, _register_model, _register_pipeline]
+    if _watch not in sys.meta_path:
+        sys.meta_path.insert(0, _watch)
+    _watch.try_pending()

@@ -40,7 +40,6 @@ class ScoreInputs:
     logit_scale: float = 100.0
 
 
-INPUT_NAMES = ("similarity", "negative_similarity", "image_embeds", "patch_similarity")
 _ADVICE = {
     "negative_similarity": "load the model with negatives=... (mined words or your own list)",
     "image_embeds": "compute the inputs with model.score_inputs(...)",
@@ -71,6 +70,7 @@ class Score(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("similarity",)
     requires_fit: ClassVar[bool] = False
+    min_labels: ClassVar[int] = 1
     info: ClassVar[ScoreInfo]
 
     @abstractmethod
@@ -119,29 +119,32 @@ class Score(ABC):
         return inputs.logit_scale if temperature is None else 1.0 / temperature
 
     def _checked(self, inputs: ScoreInputs) -> ScoreInputs:
-        converted: dict[str, Tensor | None] = {}
-        for name in INPUT_NAMES:
-            value: Tensor | None = getattr(inputs, name)
-            if name not in self.needs:
-                # Left out on purpose: a score that never reads an input must not pay for checking it.
-                converted[name] = value if name == "similarity" else None
-                continue
-            if value is None or value.shape[-1] == 0:
-                advice = _ADVICE.get(name, "compute the inputs with model.score_inputs(...)")
-                raise ScoreInputError(f"Score {self.name!r} needs {name}, which is missing: {advice}.")
-            value = value if value.dtype == torch.float64 else value.float()
-            if not torch.isfinite(value).all():
-                rows = torch.nonzero(~torch.isfinite(value).flatten(1).all(1)).flatten().tolist()
-                raise NonFiniteError(
-                    f"{name} has NaN or infinity in rows {rows[:10]}: look for NaN in the checkpoint's "
-                    "weights or in the pixel values (fp16 overflow is a common cause: use dtype=float32)."
-                )
-            converted[name] = value
-        similarity = converted["similarity"]
-        if similarity is None or similarity.ndim != 2 or similarity.shape[1] == 0:
-            shape = None if similarity is None else tuple(similarity.shape)
-            raise ScoreInputError(f"similarity must be [batch, labels] with at least one label, got {shape}.")
-        return dataclasses.replace(inputs, **converted)
+        # What a score never reads is left out, so that it pays for no check of it.
+        used = {name: self._checked_input(name, getattr(inputs, name)) for name in self.needs}
+        similarity = used.get("similarity", inputs.similarity)
+        if similarity.ndim != 2 or similarity.shape[1] == 0:
+            raise ScoreInputError(
+                f"similarity must be [batch, labels] with at least one label, got {tuple(similarity.shape)}."
+            )
+        if similarity.shape[1] < self.min_labels:
+            raise ScoreInputError(
+                f"Score {self.name!r} compares labels with each other and is constant for a single one: "
+                "give more labels, or use max_logit, energy, delta_energy, or neglabel with negatives."
+            )
+        return ScoreInputs(**{"similarity": similarity, **used}, logit_scale=inputs.logit_scale)
+
+    def _checked_input(self, name: str, value: Tensor | None) -> Tensor:
+        if value is None or (name != "similarity" and value.shape[-1] == 0):
+            advice = _ADVICE.get(name, "compute the inputs with model.score_inputs(...)")
+            raise ScoreInputError(f"Score {self.name!r} needs {name}, which is missing: {advice}.")
+        value = value if value.dtype == torch.float64 else value.float()
+        if not torch.isfinite(value).all():
+            rows = torch.nonzero(~torch.isfinite(value).flatten(1).all(1)).flatten().tolist()
+            raise NonFiniteError(
+                f"{name} has NaN or infinity in rows {rows[:10]}: look for NaN in the checkpoint's "
+                "weights or in the pixel values (fp16 overflow is a common cause: use dtype=float32)."
+            )
+        return value
 
 
 def check_temperature(score: Score, temperature: float | None) -> None:

@@ -34,6 +34,7 @@ class Entropy(Score):
     temperature: float | None = 0.01
 
     name = "entropy"
+    min_labels = 2
     info = ScoreInfo(
         title="Entropy",
         paper="Delving into Out-of-Distribution Detection with Vision-Language Representations",

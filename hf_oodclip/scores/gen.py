@@ -39,6 +39,7 @@ class GEN(Score):
     top_m: int = 100
 
     name = "gen"
+    min_labels = 2
     info = ScoreInfo(
         title="GEN",
         paper="GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection",

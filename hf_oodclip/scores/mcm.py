@@ -34,6 +34,7 @@ class MCM(Score):
     temperature: float | None = 1.0
 
     name = "mcm"
+    min_labels = 2
     info = ScoreInfo(
         title="MCM",
         paper="Delving into Out-of-Distribution Detection with Vision-Language Representations",

@@ -34,6 +34,7 @@ class MSP(Score):
     temperature: float | None = 0.01
 
     name = "msp"
+    min_labels = 2
     info = ScoreInfo(
         title="MSP",
         paper="A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks",
