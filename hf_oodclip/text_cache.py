@@ -8,9 +8,10 @@ of one and two writers cannot harm each other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,20 +70,18 @@ def _read(path: Path) -> Tensor | None:
 
 
 def _write(path: Path, embeds: Tensor) -> None:
-    temporary = None
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
         save_file({"embeds": embeds.contiguous()}, temporary, metadata={"checksum": _checksum(embeds)})
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning(
             f"The text embeddings cannot be kept in {path.parent} ({error}); they are computed again next "
             "time. Set HF_OODCLIP_CACHE to a folder you can write."
         )
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def embeds_key(tower_fingerprint: str, token_ids: list[list[list[int]]], average: str) -> str:

@@ -1,11 +1,14 @@
 """Shared fixtures: no network, no writes outside temporary folders, two small CLIP checkpoints, real images."""
 
+import functools
+import http.server
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from transformers.utils import logging as transformers_logging
 import hf_oodclip
 from hf_oodclip.assets import images_path
 
+# The models are small: threads would only fight with whatever else runs on the machine.
+torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 datasets.disable_progress_bars()
 
@@ -150,6 +155,22 @@ def shared_model(make_model: Callable[..., Any]) -> Any:
 def pixel_values(shared_model: Any, real_images: dict[str, list[Image.Image]]) -> torch.Tensor:
     """16 real ID images through the pocket's image processor, `[16, 3, 64, 64]`."""
     return shared_model.image_processor(images=real_images["id"][:16], return_tensors="pt")["pixel_values"]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serves `tmp_path` on the loopback interface; the value is its address."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
 
 
 @pytest.fixture(scope="session")

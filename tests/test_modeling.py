@@ -112,8 +112,7 @@ def test_logits_are_those_of_clip(make_model, pocket, id_labels, pixel_values):
     assert scale > 99
     assert (logits - expected).abs().max() <= 1e-6 * scale
     assert (logits / scale - expected / scale).abs().max() <= 1e-6
-    # The cosines differ much more between images and labels than the tolerance.
-    assert expected.std() > 1e5 * 1e-6 * 1
+    assert expected.std() > 1  # what is compared is far from constant
 
 
 def test_logits_are_those_of_a_random_clip(make_model, tiny_clip, id_labels, real_images):
@@ -123,7 +122,7 @@ def test_logits_are_those_of_a_random_clip(make_model, tiny_clip, id_labels, rea
     expected, scale = reference_logits(tiny_clip, id_labels, pixels)
     assert scale == pytest.approx(math.exp(2.6592), rel=1e-6)
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels).logits, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model(pixels).logits, expected, atol=1e-6 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("folder", ["pocket", "tiny_clip"])
@@ -260,7 +259,7 @@ def test_a_tuple_instead_of_an_output(shared_model, pixel_values):
 
 def test_own_config(pocket, pixel_values):
     clip_config = CLIPModel.config_class.from_pretrained(pocket)
-    config = OODCLIPConfig(clip_config=clip_config, templates=["the nice {}"])
+    config = OODCLIPConfig(clip_config=clip_config, templates=["the nice {}"], dtype=torch.float32)
     model = OODCLIPForImageClassification.from_pretrained(pocket, config=config, labels=LABELS)
     expected = OODCLIPForImageClassification.from_pretrained(pocket, labels=LABELS, templates="nice")
     assert model.config.templates == ["the nice {}"]
@@ -298,7 +297,7 @@ def test_activation_checkpointing_recomputes_and_changes_no_gradient(make_model,
         model = make_model().train()
         if checkpointing:
             model.activation_checkpointing_enable()
-        layer = Calls(model.clip.vision_model.encoder.layers[2])
+        layer = Calls(model.clip.vision_model.encoder.layers[2].mlp)
         model(pixel_values[:4], labels=torch.arange(4)).loss.backward()
         gradients.append(model.clip.vision_model.embeddings.patch_embedding.weight.grad)
         passes.append(layer.count)
@@ -330,8 +329,7 @@ def rich_model(make_model, toy_score, real_images, pixel_values):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_everything_comes_back(rich_model, loader, shards, pixel_values, tmp_path):
     rich_model.save_pretrained(tmp_path, **shards)
-    assert len(list(tmp_path.glob("model*.safetensors"))) == (3 if not shards else 1) or shards
-    assert (tmp_path / "model.safetensors.index.json").exists() == bool(shards)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) == (5 if shards else 0)
     loaded = LOADERS[loader](tmp_path)
     assert type(loaded) is OODCLIPForImageClassification
     assert_same_state(loaded, state_of(rich_model))
@@ -347,8 +345,9 @@ def test_everything_comes_back(rich_model, loader, shards, pixel_values, tmp_pat
     assert calibrations_of(loaded) == calibrations_of(rich_model)
     with torch.no_grad():
         found, expected = loaded(pixel_values), rich_model(pixel_values)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.ood_score, expected.ood_score)
+    # Not bit by bit: a kernel may round otherwise where the same weights lie elsewhere in memory.
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.ood_score, expected.ood_score, atol=1e-5, rtol=0)
     calibration, original = loaded.calibration, rich_model.calibration
     assert torch.equal(calibration.p_values(found.ood_score), original.p_values(found.ood_score))
 
@@ -447,8 +446,8 @@ def test_the_saved_folder_needs_nothing_else(make_model, pocket_copy, real_image
     model.save_pretrained(tmp_path / "saved")
     shutil.rmtree(pocket_copy)
     after = pipeline("ood-image-classification", model=str(tmp_path / "saved"))
-    assert after(real_images["near"]) == expected
-    assert {result["is_ood"] for result in expected} <= {True, False}
+    assert after(real_images["near"]) == [pytest.approx(result, abs=1e-5) for result in expected]
+    assert {type(result["is_ood"]) for result in expected} == {bool}
     after.model.set_labels(LABELS)  # the tokenizer came along
     assert after(real_images["near"][0])["label"] in LABELS
 
@@ -529,7 +528,7 @@ def test_negatives_file_broken(full_checkpoint):
 )
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_full_checkpoint_that_lost_a_tensor_is_refused(full_checkpoint, lost, loader):
-    # Filled with zeros it would load, and call every image the same.
+    # Filled with zeros it would load all the same: all cosines 0, or a threshold without its p-values.
     path = full_checkpoint / "model.safetensors"
     tensors = load_file(path)
     del tensors[lost]

@@ -104,8 +104,8 @@ def test_an_unknown_average_suggests_the_nearest(encoder: TextEncoder) -> None:
 
 
 def test_a_trailing_full_stop_changes_the_embedding(encoder: TextEncoder) -> None:
-    cosines = (encoder.embed(TEXTS, "nice") * encoder.embed(TEXTS, "nice_period")).sum(dim=-1)
-    assert cosines.max() < 0.999
+    change = encoder.embed(TEXTS, "nice") - encoder.embed(TEXTS, "nice_period")
+    assert change.norm(dim=-1).min() > 0.02
 
 
 def test_capitals_and_outer_spaces_change_nothing(encoder: TextEncoder) -> None:
@@ -237,7 +237,8 @@ def test_a_longer_prompt_is_refused_by_name(encoder: TextEncoder, clip: CLIPMode
 def test_overlong_texts_are_found_under_the_longest_template(encoder: TextEncoder, tokenizer: Any) -> None:
     texts = ["cat", long_label(tokenizer, 28), long_label(tokenizer, 31), long_label(tokenizer, 30)]
     assert encoder.overlong(texts, "{}") == {2}
-    assert encoder.overlong(texts, ["{}", "the nice {}"]) == {1, 2, 3}
+    assert encoder.overlong(texts, ["{}", "the nice {}"]) == {2, 3}
+    assert encoder.overlong(texts, ["the nice {}.", "{}"]) == {1, 2, 3}
     assert encoder.overlong(texts[:1], "tip7") == set()
 
 
@@ -257,7 +258,7 @@ def test_nan_in_the_text_tower_is_named(bad: float, own_clip: CLIPModel, tokeniz
 
 def test_overflow_in_fp16_is_named(own_clip: CLIPModel, tokenizer: Any) -> None:
     with torch.no_grad():
-        own_clip.text_projection.weight.mul_(1e4)
+        own_clip.text_projection.weight.mul_(1e5)
     with pytest.raises(NonFiniteError, match=r"torch\.float16.*dtype=torch\.float32"):
         TextEncoder(own_clip.half(), tokenizer, cache=False).embed(TEXTS)
 
@@ -284,7 +285,6 @@ def test_labels_come_back_as_a_list_in_order() -> None:
         ([["cat"]], "Label 0 is"),
         (None, "labels must be a list"),
         (7, "labels must be a list"),
-        (b"cat", "labels must be a list"),
     ],
 )
 def test_labels_that_cannot_be_used_are_told_apart(labels: Any, told: str) -> None:
