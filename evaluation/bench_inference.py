@@ -24,12 +24,12 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import load_dataset
+from hf_oodclip.evaluation.environment import describe_environment
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
 
 from hf_oodclip import OODCLIPForImageClassification, pocket_path
 from hf_oodclip.assets import images_path
-from hf_oodclip.evaluation.environment import describe_environment
 from hf_oodclip.mining import upper_quantile, wordnet_words
 
 NUM_LABELS, NUM_NEGATIVES, SEED = 1_000, 10_000, 0
@@ -111,7 +111,8 @@ def bench_mining(num_words: int, num_labels: int, loop_words: int) -> dict[str, 
     upper_quantile(word_embeds[:1000], label_embeds), one_by_one()
     loop = seconds(one_by_one) * num_words / loop_words
     ours = min(seconds(lambda: upper_quantile(word_embeds, label_embeds)) for _ in range(3))
-    return {"words": num_words, "labels": num_labels, "loop_seconds": loop, "seconds": ours, "times_faster": loop / ours}
+    sizes = {"words": num_words, "labels": num_labels}
+    return {**sizes, "loop_seconds": loop, "seconds": ours, "times_faster": loop / ours}
 
 
 def bench_import(rounds: int = 7) -> dict[str, float]:
@@ -119,14 +120,15 @@ def bench_import(rounds: int = 7) -> dict[str, float]:
     timed: dict[str, list[float]] = {"transformers": [], "hf_oodclip": []}
     for _ in range(rounds):
         for name, found in timed.items():
-            found.append(seconds(lambda name=name: subprocess.run([sys.executable, "-c", f"import {name}"], check=True)))
+            command = [sys.executable, "-c", f"import {name}"]
+            found.append(seconds(lambda command=command: subprocess.run(command, check=True)))
     medians = {name: statistics.median(found) for name, found in timed.items()}
     return {**medians, "relative": medians["hf_oodclip"] / medians["transformers"]}
 
 
 def main(
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    images: Annotated[int, typer.Option(help="Images for the ViT-B/16 shape; the pocket gets ten times as many.")] = 48,
+    images: Annotated[int, typer.Option(help="Images for the ViT-B/16 shape, a tenth of the pocket's.")] = 48,
     batch_size: int = 16,
     rounds: int = 3,
 ) -> None:

@@ -42,7 +42,8 @@ def calibrate(
         return
     low, high = calibration.tpr_interval
     typer.echo(
-        f"Calibrated {calibration.score} on {calibration.num_images} ID images: OOD above {calibration.threshold:.6g}.\n"
+        f"Calibrated {calibration.score} on {calibration.num_images} ID images: "
+        f"OOD above {calibration.threshold:.6g}.\n"
         f"New ID images are accepted in {low:.1%} to {high:.1%} of cases ({calibration.confidence:.0%} confidence; "
         f"target {calibration.target_tpr:.0%}).\n"
         f"Saved to {save}; use it with: oodclip predict IMAGES --model {save}"

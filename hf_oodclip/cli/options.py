@@ -84,9 +84,8 @@ def load_pipeline(
 ) -> Any:
     """Return the pipeline a command works with."""
     import torch
-    from transformers import pipeline
 
-    from .. import OODCLIPForImageClassification
+    from .. import OODCLIPForImageClassification, OODImageClassificationPipeline
 
     source = resolve_model(model)
     loaded = OODCLIPForImageClassification.from_pretrained(
@@ -94,8 +93,7 @@ def load_pipeline(
     )
     if loaded.config.num_labels == 0:
         raise LabelError(f"{model} has no labels of its own: give --labels cat,dog or --labels-file names.txt.")
-    return pipeline(
-        "ood-image-classification",
+    return OODImageClassificationPipeline(
         model=loaded,
         image_processor=loaded.image_processor,
         device=None if device is None else torch.device(device),

@@ -33,17 +33,17 @@ def predict(
     negatives: options.NegativesOption = None,
     score: options.ScoreName = None,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", "-t", help="Call OOD above this ood_score, instead of by calibration.")
+        float | None, typer.Option("--threshold", "-t", help="Call OOD above this ood_score, not by calibration.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to return.")] = 1,
     batch_size: options.BatchSize = 32,
     output: Annotated[
         OutputFormat | None,
-        typer.Option("--output", "-o", help="Format; default by the suffix of --to, a table on a terminal, else jsonl."),
+        typer.Option("--output", "-o", help="Format; by default the suffix of --to, a table on a terminal, or jsonl."),
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", help="File to write; default is standard output.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run with --to stopped.")] = False,
-    on_error: Annotated[OnError, typer.Option(help="Stop at an image that cannot be read, or skip it.")] = OnError.stop,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run with --to stopped.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="Stop at an unreadable image, or skip it.")] = OnError.stop,
     device: options.Device = None,
 ) -> None:
     """Classify images and say which are none of the labels.

@@ -1,0 +1,90 @@
+"""Every code block of the README runs as written."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_oodclip
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+LABELS = ("acorn", "tabby cat", "lawn mower")
+
+
+def blocks(language):
+    return [text for found, text in BLOCKS if found == language]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, id_dataset, id_labels):
+    """The reader's folder: some photos, and ID images to calibrate on."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("photos", "id_photos"):
+        (folder / name).mkdir()
+    for label in LABELS:
+        rows = [i for i, row in enumerate(id_dataset["label"]) if id_labels[row] == label]
+        id_dataset[rows[-1]]["image"].save(folder / "photos" / f"{label.split()[0]}.jpg")
+        for index in rows[:16]:
+            id_dataset[index]["image"].save(folder / "id_photos" / f"{label.split()[0]}-{index}.jpg")
+    return folder
+
+
+def test_there_is_a_block_of_each_kind():
+    assert len(blocks("python")) >= 4
+    assert len(blocks("bash")) >= 1
+    assert blocks("")[0].splitlines()[0].startswith("make demo")
+
+
+def test_the_first_block_names_make_targets():
+    for line in blocks("")[0].splitlines():
+        command = shlex.split(line, comments=True)
+        assert command[0] == "make"
+        done = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_python_blocks_run_in_order(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    namespace = {"id_images": sorted(str(path) for path in Path("id_photos").glob("*.jpg"))}
+    try:
+        for text in blocks("python"):
+            # With a file name, so that dataclasses find their module.
+            exec(compile(text, "README.md", "exec"), namespace)
+    finally:
+        hf_oodclip.scores._registered.pop("margin", None)
+    printed = capsys.readouterr().out
+    assert "'label': 'acorn'" in printed
+    assert namespace["detector"]("photos/acorn.jpg")["is_ood"] in (True, False)
+    assert (workplace / "my-detector" / "negatives.json").is_file()
+
+
+def test_command_lines_run_in_order(workplace):
+    for line in (line for text in blocks("bash") for line in text.splitlines()):
+        command = shlex.split(line)
+        assert command[0] == "oodclip"
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_oodclip", *command[1:]], cwd=workplace, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (line, done.stderr)
+    assert (workplace / "verdicts.parquet").is_file()
+
+
+def test_every_score_and_limit_is_listed():
+    for name in hf_oodclip.scores.SCORES:
+        assert f"| `{name}` |" in README
+
+
+def test_the_table_is_what_the_demo_prints():
+    table = README.split("<!-- demo table -->\n")[1].split("<!-- end of demo table -->")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| near") or line.startswith("| far")]
+    assert len(rows) == 4 * (len(hf_oodclip.scores.SCORES) + 1)
+
+
+def test_links_and_files_named_in_the_readme_exist():
+    for name in ("NOTICE", "Makefile", "LICENSE", "CHANGELOG.md"):
+        assert (ROOT / name).is_file()
