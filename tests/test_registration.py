@@ -120,26 +120,6 @@ def test_importing_again_and_reloading_is_harmless(run_python, full_tiny):
     )
 
 
-@pytest.mark.slow
-def test_importing_in_two_threads(run_python, full_tiny):
-    threads = """
-import threading
-failures = []
-def load(code):
-    try:
-        exec(code, {})
-    except BaseException as error:
-        failures.append(error)
-codes = ["from transformers import pipeline", "from transformers import AutoModelForImageClassification",
-         "from hf_oodclip import OODCLIPForImageClassification", "from transformers import CLIPModel"]
-running = [threading.Thread(target=load, args=(code,)) for code in codes]
-[thread.start() for thread in running]
-[thread.join() for thread in running]
-assert not failures, failures
-"""
-    assert_promised(run_python, full_tiny, "import hf_oodclip", threads)
-
-
 # One module cannot be imported, as where a dependency is missing.
 BROKEN = """
 import sys

@@ -395,37 +395,77 @@ def test_files_are_as_readable_as_any_other_file_of_the_user(folder: Path, tmp_p
 # ---- several processes ---------------------------------------------------------------------------------
 
 
+def test_a_file_is_moved_to_its_place_whole_whoever_writes_it_meanwhile(
+    folder: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    move = os.replace
+
+    def interrupted(source: Any, target: Any) -> None:
+        assert not Path(target).exists()
+        monkeypatch.undo()
+        monkeypatch.setenv("HF_OODCLIP_CACHE", str(folder.parent))
+        assert torch.equal(load_file(source)["embeds"], torch.ones(3, 4))
+        # Another process finds nothing, computes and writes the same.
+        assert torch.equal(cached_embeds("key", lambda: torch.ones(3, 4)), torch.ones(3, 4))
+        move(source, target)
+        moved.append(target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert torch.equal(cached_embeds("key", lambda: torch.ones(3, 4)), torch.ones(3, 4))
+    assert [str(target) for target in moved] == [str(folder / "key.safetensors")]
+    assert files_of(folder) == [folder / "key.safetensors"]
+    assert torch.equal(load_file(folder / "key.safetensors")["embeds"], torch.ones(3, 4))
+    assert warned == []
+
+
 WRITER = """
 import json, sys, time, torch
 from pathlib import Path
 from hf_oodclip import text_cache
 
-own, other, num_keys = sys.argv[1], sys.argv[2], int(sys.argv[3])
-warnings, right = [], []
+own, other, first, num_keys = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+warnings, right, deadline = [], [], time.monotonic() + 60
 text_cache.logger.warning = warnings.append
-for number in range(num_keys):
-    expected = torch.arange(100_000.0) + number
-    Path(f"{own}.{number}").touch()
-    deadline = time.monotonic() + 60
-    while not Path(f"{other}.{number}").exists():
+
+def embeds_of(key, wait):
+    if wait:
+        raise LookupError
+    return torch.arange(500_000.0) + key
+
+for key in range(num_keys):
+    Path(f"{own}.{key}").touch()
+    while not Path(f"{other}.{key}").exists():
         assert time.monotonic() < deadline
-    embeds = text_cache.cached_embeds(f"key{number}", lambda: expected)
-    right.append(torch.equal(embeds, expected))
+    # By turns: both write, I write and the other looks for it, the other way round.
+    wait = key % 3 == 1 + first
+    embeds = None
+    while embeds is None:
+        assert time.monotonic() < deadline
+        try:
+            embeds = text_cache.cached_embeds(f"key{key}", lambda: embeds_of(key, wait))
+        except LookupError:
+            pass
+    right.append(torch.equal(embeds, embeds_of(key, False)))
 print(json.dumps({"right": right, "warnings": warnings}))
 """
 
 
-def test_two_processes_may_write_one_key_at_once(folder: Path, tmp_path: Path) -> None:
-    num_keys = 20
+def test_two_processes_may_write_and_read_one_key_at_once(folder: Path, tmp_path: Path) -> None:
+    num_keys = 30
     names = [str(tmp_path / "first"), str(tmp_path / "second")]
     processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, *pair, str(num_keys)], stdout=subprocess.PIPE, text=True)
-        for pair in (names, names[::-1])
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, names[order], names[1 - order], str(order), str(num_keys)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for order in (0, 1)
     ]
     for process in processes:
         output, _ = process.communicate(timeout=100)
         assert process.returncode == 0
         assert json.loads(output) == {"right": [True] * num_keys, "warnings": []}
-    assert [file.name for file in files_of(folder)] == sorted(f"key{number}.safetensors" for number in range(num_keys))
-    for number in range(num_keys):
-        assert torch.equal(load_file(folder / f"key{number}.safetensors")["embeds"], torch.arange(100_000.0) + number)
+    assert [file.name for file in files_of(folder)] == sorted(f"key{key}.safetensors" for key in range(num_keys))
+    for key in range(num_keys):
+        assert torch.equal(load_file(folder / f"key{key}.safetensors")["embeds"], torch.arange(500_000.0) + key)

@@ -59,7 +59,7 @@ def test_equals_the_slow_reference(num_labels: int, temperature: float, top_c: i
 
     score = get_score("delta_energy", temperature=temperature, top_c=top_c, low_similarity=low, joint=joint)
     # A difference of two energies near 40, each with a rounding step of 4e-6 in fp32.
-    check_against(score, reference, num_labels, fp32_tolerance=1e-5)
+    check_against(score, reference, num_labels, fp32_tolerance=5e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.01])
