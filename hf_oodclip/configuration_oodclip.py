@@ -33,10 +33,10 @@ class OODCLIPConfig(PreTrainedConfig):
     sub_configs_defaults = {"clip_config": SubConfigSpec(config_class=CLIPConfig)}
 
     clip_config: dict | PreTrainedConfig | None = None
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    label_templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     template_average: str = "normalized"
     num_negatives: int = 0
-    score: dict[str, Any] | None = None
+    score_record: dict[str, Any] | None = None
     calibrations: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self, **kwargs: Any) -> None:

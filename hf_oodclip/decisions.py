@@ -39,7 +39,7 @@ class OODDecisionMixin:
         Raises:
             UnknownNameError: No such score or option.
         """
-        self.ood_head.set_score(score, **options)
+        self.ood_head.set_score(score, self.device, **options)
 
     def ood_scores(
         self, images: Any, scores: Sequence[str | Score] | None = None, batch_size: int = 32
@@ -53,6 +53,7 @@ class OODDecisionMixin:
             batch_size: Images a forward pass.
         """
         chosen = [self.score] if scores is None else [get_score(score) for score in scores]
+        chosen = list({score.key: score for score in chosen}.values())
         collected: dict[str, list[Tensor]] = {score.key: [] for score in chosen}
         for image_embeds in iterate_image_embeds(self, images, batch_size):
             inputs = self.score_inputs(image_embeds=image_embeds)

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import encoders
+from .errors import ImageReadError
 from .images import load_image
 
 __all__ = ["iterate_image_embeds", "pixel_values_of"]
@@ -31,8 +33,10 @@ def iterate_image_embeds(model: Any, images: Any, batch_size: int = 32) -> Itera
             `load_image` takes, or of rows that hold one under `image`.
         batch_size: Images a forward pass.
     """
+    if batch_size < 1:
+        raise ImageReadError(f"batch_size must be at least 1, got {batch_size}.")
     device, dtype = model.clip.visual_projection.weight.device, model.clip.dtype
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
@@ -41,15 +45,26 @@ def iterate_image_embeds(model: Any, images: Any, batch_size: int = 32) -> Itera
                 embeds, _ = encoders.encode_images(model.clip, pixels.to(device, dtype))
                 yield embeds
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
+
+
+def _image_of(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    if "image" not in row:
+        raise ImageReadError(f"A row has no 'image' but {sorted(row)}: rename the column, or give the column itself.")
+    return row["image"]
 
 
 def _batches(images: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(images, Tensor):
         yield from images.split(batch_size)
         return
+    if isinstance(images, np.ndarray) and images.ndim <= 3:
+        images = [images]
     if isinstance(images, str) or not isinstance(images, Iterable):
         images = [images]
-    iterator = (row["image"] if isinstance(row, Mapping) else row for row in images)
+    iterator = (_image_of(row) for row in images)
     while batch := list(islice(iterator, batch_size)):
         yield batch

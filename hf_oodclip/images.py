@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,13 @@ IMAGE_SUFFIXES = frozenset(
 # The processors resize the short side and crop the centre square, so what lies farther out is never
 # seen; cutting it off first keeps a 1 x 10,000 strip from growing to gigabytes.
 MAX_ASPECT_RATIO = 16
-SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def load_image(source: Any, timeout: float | None = None) -> Image.Image:
     """Return the image behind a path, URL, base64 string, array or PIL image, as upright RGB.
 
-    Grey, palette, CMYK and transparent images are converted as CLIP's own processing does
-    (transparency is dropped); 16-bit grey is scaled to 8 bits; EXIF rotation is applied.
+    Grey, palette and CMYK images are converted, transparent ones laid on white (as the CLIP processors
+    of transformers do); 16-bit grey is scaled to 8 bits; EXIF rotation is applied.
 
     Args:
         source: A path (`str` or `Path`), an http(s) URL, a base64 or data URL string, a numpy array
@@ -41,12 +42,12 @@ def load_image(source: Any, timeout: float | None = None) -> Image.Image:
         >>> load_image(np.zeros((2, 3), dtype=np.uint8)).size
         (3, 2)
     """
-    name = source if isinstance(source, str) and len(source) < 300 else type(source).__name__
-    if isinstance(source, Path):
-        name = str(source)
+    name = _name_of(source)
     try:
         image = _open(source, timeout)
         image.load()
+        if 0 in image.size:
+            raise ImageReadError(f"Image {name!r} has no pixels: its size is {image.size}.")
         image = ImageOps.exif_transpose(image)
         return _cut_strip(_to_rgb(image))
     except ImageReadError:
@@ -61,40 +62,84 @@ def load_image(source: Any, timeout: float | None = None) -> Image.Image:
         raise ImageReadError(f"Image {name!r} cannot be read: {error}.") from error
 
 
+def _name_of(source: Any) -> str:
+    if isinstance(source, str | Path):
+        text = str(source)
+        return text if len(text) < 300 else f"{text[:60]}..."
+    if isinstance(source, np.ndarray):
+        return f"array of shape {source.shape}"
+    return str(getattr(source, "filename", "") or type(source).__name__)
+
+
+def _existing_path(source: Any) -> Path | None:
+    if not isinstance(source, str | Path):
+        return None
+    try:
+        return Path(source) if Path(source).exists() else None
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return None
+
+
 def _open(source: Any, timeout: float | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8:
             raise ImageReadError(f"An image array must have dtype uint8, got {source.dtype}.")
-        return Image.fromarray(source)
-    if isinstance(source, Path) or (isinstance(source, str) and Path(source).is_file()):
-        if Path(source).stat().st_size == 0:
-            raise ImageReadError(f"Image {str(source)!r} is empty (0 bytes).")
-        return Image.open(source)
+        if source.ndim not in (2, 3):
+            raise ImageReadError(f"An image array must be [H, W] or [H, W, C], got shape {source.shape}.")
+        return Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
+    path = _existing_path(source)
+    if path is not None and source != "":
+        if path.is_dir():
+            raise ImageReadError(f"{str(path)!r} is a folder; give its images, as find_images([...]) lists them.")
+        if path.stat().st_size == 0:
+            raise ImageReadError(f"Image {str(path)!r} is empty (0 bytes).")
+        return Image.open(path)
+    if isinstance(source, Path):
+        raise FileNotFoundError(source)
     if not isinstance(source, str):
         raise ImageReadError(
             f"An image must be a path, URL, base64 string, uint8 array or PIL image, got {type(source).__name__}."
         )
-    if not source.startswith(("http://", "https://", "data:image/")) and len(source) < 300:
+    if source.startswith(("http://", "https://")):
+        return Image.open(io.BytesIO(_fetch(source, timeout)))
+    text = source.partition(",")[2] if source.startswith("data:image/") else source
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        content = b""
+    if len(content) < 20:  # no image is that small
+        if source.startswith("data:image/") or len(source) >= 300:
+            raise ImageReadError(f"{_name_of(source)!r} is neither a path nor an image in base64.")
         raise FileNotFoundError(source)
-    from transformers.image_utils import load_image as load_remote_image
+    return Image.open(io.BytesIO(content))
+
+
+def _fetch(url: str, timeout: float | None) -> bytes:
+    import urllib.request
 
     try:
-        return load_remote_image(source, timeout=timeout)
-    except ImportError:
-        raise
-    except Exception as error:  # the HTTP client is transformers' choice, and so are its exceptions
-        raise ImageReadError(f"Image {source[:200]!r} cannot be fetched or decoded: {error}.") from error
+        # Some sites refuse Python's own name.
+        request = urllib.request.Request(url, headers={"User-Agent": "hf_oodclip"})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.read()
+    except (OSError, ValueError) as error:
+        raise ImageReadError(f"Image {url!r} cannot be fetched: {error}.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT_MODES:
-        values = np.asarray(image).astype(np.int64)
-        scaled = values >> 8 if values.max(initial=0) > 255 else values
-        image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
-    elif image.mode == "F":
+    if image.mode == "F":
         raise ImageReadError("Float images have no fixed range; convert to 8 bits first.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        # "I;16" says how deep it is; plain "I" holds 8 or 16 bits in 32.
+        deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        image = Image.fromarray(np.clip(values >> 8 if deep else values, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        # On white, as the CLIP processors of transformers lay it.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

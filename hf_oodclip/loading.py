@@ -74,7 +74,14 @@ class Preprocessing:
     def tokenizer(self) -> Any:
         """The tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = self._load(AutoTokenizer, "tokenizer")
+            tokenizer = self._load(AutoTokenizer, "tokenizer")
+            if len(tokenizer) < 256:
+                # transformers makes an empty one up where the files are missing.
+                raise CheckpointError(
+                    f"{self.source} has no tokenizer with a vocabulary. Save the checkpoint's CLIPProcessor "
+                    "beside its weights."
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     @property
@@ -90,7 +97,7 @@ class Preprocessing:
             try:
                 getattr(self, what).save_pretrained(folder)
             except CheckpointError as error:
-                logger.info(f"Saved without {what}: {error}")
+                logger.warning(f"Saved without {what}: {error}")
 
 
 def wrapped_config(source: str | Path, config: Any, kwargs: dict[str, Any]) -> tuple[OODCLIPConfig, bool]:
@@ -106,7 +113,7 @@ def wrapped_config(source: str | Path, config: Any, kwargs: dict[str, Any]) -> t
         if found is None:
             try:
                 found = AutoConfig.from_pretrained(config or source, **_hub_options(kwargs))
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{source} is no checkpoint transformers knows ({error}). Give a CLIP checkpoint, such as "
                     "openai/clip-vit-base-patch16, or a folder saved by this package."
@@ -121,7 +128,9 @@ def wrapped_config(source: str | Path, config: Any, kwargs: dict[str, Any]) -> t
             f"{source} is a {found.model_type!r} checkpoint; this package loads "
             f"{', '.join(SUPPORTED_MODEL_TYPES)} (any CLIPModel) and {OODCLIPConfig.model_type} checkpoints."
         )
-    return OODCLIPConfig(clip_config=copy.deepcopy(found), dtype=found.dtype), True
+    clip_config = copy.deepcopy(found)
+    clip_config.name_or_path = ""
+    return OODCLIPConfig(clip_config=clip_config, dtype=found.dtype), True
 
 
 def load_negatives_file(source: str, config: OODCLIPConfig, kwargs: dict[str, Any]) -> Negatives | None:

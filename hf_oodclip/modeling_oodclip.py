@@ -1,5 +1,6 @@
 """OODCLIPForImageClassification: a CLIP checkpoint as a classifier that knows what it does not know."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.utils import can_return_tuple, logging
 from . import encoders
 from .configuration_oodclip import OODCLIPConfig
 from .decisions import OODDecisionMixin
-from .errors import LabelError
+from .errors import CheckpointError, LabelError, NonFiniteError
 from .loading import (
     NEGATIVES_FILE,
     Preprocessing,
@@ -138,6 +139,9 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
         finally:
             cls._keys_to_ignore_on_load_missing = ignored
         model, info = loaded
+        lost = [name for name in info["missing_keys"] if name.startswith(("text_bank.", "ood_head."))]
+        if lost:
+            raise CheckpointError(f"{pretrained_model_name_or_path} lacks {', '.join(sorted(lost))}: save it again.")
         model.name_or_path = str(pretrained_model_name_or_path)
         model._preprocessing = preprocessing
         model._negatives = load_negatives_file(str(pretrained_model_name_or_path), model.config, kwargs)
@@ -216,13 +220,13 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
         asked = None if templates is None else resolve_templates(templates)
         encoder = self.text_encoder()
         resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
-        chosen = label_templates(asked, self.config.templates, resolved)
+        chosen = label_templates(asked, self.config.label_templates, resolved)
         label_embeds = encoder.embed(labels, chosen, averaging)  # type: ignore[arg-type]
         negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder)
 
         self.text_bank.update(label_embeds, negative_embeds)
         self._negatives = resolved
-        self.config.templates, self.config.template_average = list(chosen), averaging
+        self.config.label_templates, self.config.template_average = list(chosen), averaging
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in reversed(list(enumerate(labels)))}
         self.config.num_negatives = len(negative_embeds)
@@ -241,6 +245,8 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
             raise LabelError(
                 "The model has no labels: load it with labels=['cat', 'dog'], or call model.set_labels([...])."
             )
+        if not math.isfinite(self.logit_scale):
+            raise NonFiniteError("logit_scale is NaN or infinite: the checkpoint's weights are damaged.")
         if image_embeds is None:
             image_embeds, _ = encoders.encode_images(self.clip, pixel_values)  # type: ignore[arg-type]
         image_embeds = image_embeds.to(torch.promote_types(image_embeds.dtype, torch.float32))

@@ -28,7 +28,7 @@ class OODHead(Float32Module):
     def __init__(self, config: OODCLIPConfig) -> None:
         super().__init__()
         self.config = config
-        for name, shape in (config.score or {}).get("state", {}).items():
+        for name, shape in (config.score_record or {}).get("state", {}).items():
             self.register_buffer(_STATE + name, torch.zeros(shape, dtype=torch.float32))
         for position, record in enumerate(config.calibrations):
             self.register_buffer(f"{_CALIBRATION}{position}", torch.zeros(record["num_images"], dtype=torch.float32))
@@ -36,7 +36,7 @@ class OODHead(Float32Module):
     @property
     def score(self) -> Score:
         """The score in use: the chosen one, or the one that fits the labels and negatives."""
-        record = self.config.score
+        record = self.config.score_record
         if record is None:
             return get_score(self.default_score_name())
         score = get_score(record["name"], **record.get("options", {}))
@@ -50,20 +50,20 @@ class OODHead(Float32Module):
             return "neglabel"
         return "max_logit" if self.config.num_labels == 1 else "mcm"
 
-    def set_score(self, score: str | Score | None, **options: Any) -> None:
+    def set_score(self, score: str | Score | None, device: Any = None, **options: Any) -> None:
         """Choose the score by name or object (None: the default one), with its fitted state."""
-        for name in (self.config.score or {}).get("state", {}):
+        for name in (self.config.score_record or {}).get("state", {}):
             delattr(self, _STATE + name)
         if score is None:
-            self.config.score = None
+            self.config.score_record = None
             return
         chosen = get_score(score, **options)
         state = chosen.state_dict()
-        self.config.score = {"name": chosen.name, "options": chosen.options}
+        self.config.score_record = {"name": chosen.name, "options": chosen.options}
         if state:
-            self.config.score["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
+            self.config.score_record["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
         for name, tensor in state.items():
-            self.register_buffer(_STATE + name, tensor.detach().clone().float())
+            self.register_buffer(_STATE + name, tensor.detach().clone().to(device, torch.float32))
 
     @property
     def calibrations(self) -> list[Calibration]:

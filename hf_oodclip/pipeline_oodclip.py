@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -93,6 +94,9 @@ class OODImageClassificationPipeline(Pipeline):
             if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
                 raise ScoreInputError(f"top_k must be a positive whole number or None for all, got {top_k!r}.")
             postprocess["top_k"] = top_k
+        threshold = options.get("threshold")
+        if threshold is not None and (not isinstance(threshold, int | float) or math.isnan(threshold)):
+            raise ScoreInputError(f"threshold must be a number or None, got {threshold!r}.")
         if "threshold" in options:
             postprocess["threshold"] = options["threshold"]
         if "score" in forward:
@@ -105,7 +109,15 @@ class OODImageClassificationPipeline(Pipeline):
             kind = type(images)
             if kind.__module__.startswith("datasets.") and kind.__name__ == "Column":
                 images = list(images)
+            elif kind.__module__.startswith("datasets.") and kind.__name__ == "IterableColumn":
+                images = (image for image in images)
         return super().__call__(images, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write model and image processor, and no code: who loads it imports this package."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(save_directory)
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:  # type: ignore[override]
         pixel_values = pixel_values_of(self.image_processor, [image], timeout)

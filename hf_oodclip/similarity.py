@@ -40,6 +40,10 @@ class OODSimilarity(nn.Module):
 
     def forward(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return `[B, N]` and `[B, M]` cosines."""
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            return self._cosines(image_embeds, label_embeds, negative_embeds)
+
+    def _cosines(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(image_embeds.dtype, label_embeds.dtype)
         images = normalize(image_embeds.to(dtype), dim=-1)
         labels, negatives = (normalize(e.to(dtype), dim=-1) for e in (label_embeds, negative_embeds))

@@ -122,8 +122,10 @@ class TextBank(Float32Module):
 
     def __init__(self, num_labels: int, num_negatives: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("label_embeds", torch.zeros(num_labels, dim, dtype=torch.float32))
-        self.register_buffer("negative_embeds", torch.zeros(num_negatives, dim, dtype=torch.float32))
+        # The default dtype is the model's while it loads.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("label_embeds", torch.zeros(num_labels, dim, dtype=dtype))
+        self.register_buffer("negative_embeds", torch.zeros(num_negatives, dim, dtype=dtype))
 
     def update(self, label_embeds: Tensor | None = None, negative_embeds: Tensor | None = None) -> None:
         """Replace the embeddings of labels, negatives, or both, keeping the device."""

@@ -396,7 +396,7 @@ def test_a_chosen_score_is_kept_with_its_options() -> None:
     assert head.score.key == "mcm(temperature=0.5)"
     head.set_score(None)
     assert head.score.key == "neglabel"
-    assert head.config.score is None
+    assert head.config.score_record is None
 
 
 def test_a_fitted_score_keeps_its_state_as_fp32_buffers(fitted: Score) -> None:
@@ -405,7 +405,7 @@ def test_a_fitted_score_keeps_its_state_as_fp32_buffers(fitted: Score) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()} == {
         "score_state_mean_embeds": (3,)
     }
-    assert head.config.score["state"] == {"mean_embeds": [3]}
+    assert head.config.score_record["state"] == {"mean_embeds": [3]}
     for other in (head, restored(head), restored(head).half(), restored(head).to(torch.bfloat16)):
         assert other.score.key == "toy_state(power=1.0)"
         assert torch.equal(other.score.state_dict()["mean_embeds"], torch.tensor([1.0, 2.0, 1 / 3]))
@@ -430,7 +430,7 @@ def test_another_score_drops_the_state_of_the_former(fitted: Score) -> None:
     larger.load_state_dict({"mean_embeds": torch.ones(5)})
     head.set_score(fitted)
     head.set_score(larger)
-    assert head.config.score["state"] == {"mean_embeds": [5]}
+    assert head.config.score_record["state"] == {"mean_embeds": [5]}
     assert torch.equal(restored(head).score.state_dict()["mean_embeds"], torch.ones(5))
     head.set_score(None)
     assert list(head.state_dict()) == []

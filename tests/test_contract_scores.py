@@ -22,6 +22,8 @@ from hf_oodclip.scores import SCORES, Score, ScoreInfo, ScoreInputs, get_score, 
 from hf_oodclip.scores import get_score_class as score_class_of
 
 NAMES = sorted(SCORES)
+TEMPERED = [name for name in NAMES if "temperature" in get_score(name).options]
+WITH_NEGATIVES = [name for name in NAMES if "negative_similarity" in score_class_of(name).needs]
 BATCH, NUM_LABELS, NUM_NEGATIVES, DIM, NUM_PATCHES = 6, 5, 24, 16, 9
 
 
@@ -251,19 +253,11 @@ def test_get_score_passes_a_score_through_and_can_change_its_options(score: Scor
         assert get_score(score, **{option: value}) == get_score(score.name, **{option: value})
 
 
-def test_temperature_must_be_a_positive_number(score: Score) -> None:
-    if "temperature" not in options_of(score):
-        pytest.skip("has no temperature")
-    for bad in (0, 0.0, -1.0, -0.01, math.nan, math.inf):
-        with pytest.raises(ScoreInputError, match=f"'{score.name}'.*temperature"):
-            get_score(score.name, temperature=bad)
-
-
-def test_temperature_of_another_kind_is_refused(score: Score) -> None:
-    if "temperature" not in options_of(score):
-        pytest.skip("has no temperature")
-    with pytest.raises(ScoreInputError, match="temperature"):
-        get_score(score.name, temperature="hot")
+@pytest.mark.parametrize("bad", [0, 0.0, -1.0, -0.01, math.nan, math.inf, "hot"])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_temperature_must_be_a_positive_number(name: str, bad: Any) -> None:
+    with pytest.raises(ScoreInputError, match=rf"'{name}'.*temperature"):
+        get_score(name, temperature=bad)
 
 
 # ---- refusals -------------------------------------------------------------------------------------
@@ -295,13 +289,12 @@ def test_an_input_the_score_does_not_need_may_be_anything(score: Score) -> None:
         assert torch.equal(without, spoilt)
 
 
-@pytest.mark.parametrize("missing", [None, torch.zeros(BATCH, 0)])
-def test_missing_negatives_are_asked_for(score: Score, missing: Tensor | None) -> None:
-    if "negative_similarity" not in score.needs:
-        pytest.skip("needs no negatives")
+@pytest.mark.parametrize("missing", [None, torch.zeros(BATCH, 0)], ids=["none", "no columns"])
+@pytest.mark.parametrize("name", WITH_NEGATIVES)
+def test_missing_negatives_are_asked_for(name: str, missing: Tensor | None) -> None:
     inputs = dataclasses.replace(make_inputs(), negative_similarity=missing)
-    with pytest.raises(ScoreInputError, match=rf"'{score.name}' needs negative_similarity.*negatives="):
-        score(inputs)
+    with pytest.raises(ScoreInputError, match=rf"'{name}' needs negative_similarity.*negatives="):
+        get_score(name)(inputs)
 
 
 def test_no_labels_are_refused(score: Score) -> None:
@@ -343,11 +336,10 @@ def test_similarity_of_a_wrong_shape_is_refused(score: Score, shape: tuple[int, 
 @pytest.mark.parametrize(
     "shape", [(), (NUM_NEGATIVES,), (1, NUM_NEGATIVES), (BATCH + 1, NUM_NEGATIVES), (1, BATCH, 4)]
 )
-def test_negatives_of_a_wrong_shape_are_refused(score: Score, shape: tuple[int, ...]) -> None:
-    if "negative_similarity" not in score.needs:
-        pytest.skip("needs no negatives")
+@pytest.mark.parametrize("name", WITH_NEGATIVES)
+def test_negatives_of_a_wrong_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ScoreInputError, match="negative_similarity"):
-        score(dataclasses.replace(make_inputs(), negative_similarity=torch.full(shape, 0.2)))
+        get_score(name)(dataclasses.replace(make_inputs(), negative_similarity=torch.full(shape, 0.2)))
 
 
 # ---- names ----------------------------------------------------------------------------------------

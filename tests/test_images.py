@@ -53,6 +53,11 @@ def processed(processor, image) -> torch.Tensor:
 # ---------------------------------------------------------------- kinds of pictures
 
 
+def on_white(colours, alpha):
+    opacity = alpha[..., None] / 255
+    return np.round(colours * opacity + 255 * (1 - opacity)).astype(np.uint8)
+
+
 def kinds_of(picture):
     """The picture in every mode, with what the pixels of each must be."""
     colours = np.asarray(picture)
@@ -63,7 +68,8 @@ def kinds_of(picture):
     grey_alpha.putalpha(alpha)
     palette = picture.quantize(16)
     transparent = palette.copy()
-    transparent.info["transparency"] = bytes([0, 128] + [255] * 14)
+    opacity_of_index = np.array([0, 128] + [255] * 14)
+    transparent.info["transparency"] = bytes(opacity_of_index.tolist())
     palette_colours = np.asarray(palette.convert("RGB"))
     inverted = Image.merge("CMYK", [*Image.fromarray(255 - colours).split(), Image.new("L", picture.size, 0)])
     bits = picture.convert("1")
@@ -71,10 +77,10 @@ def kinds_of(picture):
     return {
         "RGB": (picture, colours),
         "L": (picture.convert("L"), stacked),
-        "LA": (grey_alpha, stacked),
-        "RGBA": (rgba, colours),
+        "LA": (grey_alpha, on_white(stacked, np.asarray(alpha))),
+        "RGBA": (rgba, on_white(colours, np.asarray(alpha))),
         "P": (palette, palette_colours),
-        "P with transparency": (transparent, palette_colours),
+        "P with transparency": (transparent, on_white(palette_colours, opacity_of_index[np.asarray(palette)])),
         "CMYK": (inverted, colours),
         "1": (bits, np.stack([np.asarray(bits).astype(np.uint8) * 255] * 3, axis=-1)),
     }
@@ -90,9 +96,7 @@ def test_modes(picture, processor, kind):
     np.testing.assert_allclose(pixels(image).astype(int), expected.astype(int), atol=1)
     assert (image.mode, image.tobytes()) == before
     values = processed(processor, image)
-    if "A" not in image.mode and "transparency" not in image.info:
-        # As CLIP's own processor has it, which would lay transparent images over white.
-        assert torch.equal(values, processor(images=[image], return_tensors="pt")["pixel_values"])
+    assert torch.equal(values, processor(images=[image], return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -213,7 +217,7 @@ def test_arrays(picture):
     grey = np.asarray(picture.convert("L"))
     assert np.array_equal(pixels(grey), np.stack([grey] * 3, axis=-1))
     rgba = np.dstack([colours, grey])
-    assert np.array_equal(pixels(rgba), colours)
+    np.testing.assert_allclose(pixels(rgba).astype(int), on_white(colours, grey).astype(int), atol=1)
 
 
 def test_grey_arrays_with_a_channel_axis(picture):

@@ -259,10 +259,10 @@ def test_a_tuple_instead_of_an_output(shared_model, pixel_values):
 
 def test_own_config(pocket, pixel_values):
     clip_config = CLIPModel.config_class.from_pretrained(pocket)
-    config = OODCLIPConfig(clip_config=clip_config, templates=["the nice {}"], dtype=torch.float32)
+    config = OODCLIPConfig(clip_config=clip_config, label_templates=["the nice {}"], dtype=torch.float32)
     model = OODCLIPForImageClassification.from_pretrained(pocket, config=config, labels=LABELS)
     expected = OODCLIPForImageClassification.from_pretrained(pocket, labels=LABELS, templates="nice")
-    assert model.config.templates == ["the nice {}"]
+    assert model.config.label_templates == ["the nice {}"]
     assert_same_state(model, state_of(expected))
 
 
@@ -342,7 +342,7 @@ def test_everything_comes_back(rich_model, loader, shards, tiny_pixels, tmp_path
     assert_same_state(loaded, state_of(rich_model))
     assert loaded.labels == rich_model.labels
     assert loaded.negatives == rich_model.negatives
-    assert loaded.config.templates == ["a photo of a {}.", "the nice {}"]
+    assert loaded.config.label_templates == ["a photo of a {}.", "the nice {}"]
     assert (loaded.score.name, loaded.score.options) == ("toy_distance", {"power": 3})
     assert [c.score for c in loaded.ood_head.calibrations] == [
         "neglabel",

@@ -160,7 +160,7 @@ def test_labels_for_a_full_checkpoint(make_model, make_pipeline, images, tmp_pat
     make_model(templates="nice").save_pretrained(tmp_path)
     classifier = make_pipeline(str(tmp_path), labels=LABELS)
     assert classifier.model.labels == LABELS
-    assert classifier.model.config.templates == ["the nice {}"]
+    assert classifier.model.config.label_templates == ["the nice {}"]
     assert len(classifier.model.negatives) == 8
     assert classifier(images[0])["label"] in LABELS
 
@@ -168,7 +168,7 @@ def test_labels_for_a_full_checkpoint(make_model, make_pipeline, images, tmp_pat
 def test_templates_and_score_when_it_is_made(make_pipeline, pocket, images):
     classifier = make_pipeline(pocket, labels=LABELS, templates="nice", score="energy", top_k=2, threshold=1e9)
     model = classifier.model
-    assert model.config.templates == ["the nice {}"]
+    assert model.config.label_templates == ["the nice {}"]
     result = classifier(images[0])
     energy = model.ood_scores([images[0]], ["energy"])["energy"]
     assert result["ood_score"] == pytest.approx(float(energy), abs=1e-5)
@@ -287,7 +287,7 @@ def test_lists_and_columns_give_lists_and_streams_give_iterators(classifier, ima
 
 def test_images_of_many_kinds_in_one_batch(classifier, images):
     alpha = images[0].copy()
-    alpha.putalpha(128)
+    alpha.putalpha(255)
     deep = Image.fromarray(np.asarray(images[0].convert("L")).astype(np.uint16) * 257)
     kinds = [
         alpha,

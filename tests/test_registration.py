@@ -218,5 +218,5 @@ def test_the_auto_class_takes_the_options_of_our_own(full_tiny, options):
     own = hf_oodclip.OODCLIPForImageClassification.from_pretrained(full_tiny, **options)
     auto = AutoModelForImageClassification.from_pretrained(full_tiny, **options)
     assert (auto.labels, auto.negatives, auto.score) == (own.labels, own.negatives, own.score)
-    assert auto.config.templates == own.config.templates
+    assert auto.config.label_templates == own.config.label_templates
     assert torch.equal(auto.text_bank.label_embeds, own.text_bank.label_embeds)

@@ -48,7 +48,7 @@ def describe(source: str) -> dict[str, Any]:
         },
         "embedding_width": clip.projection_dim,
         "labels": config.label_names,
-        "templates": None if is_plain else config.templates,
+        "templates": None if is_plain else config.label_templates,
         "negatives": None if negatives is None else _negative_facts(negatives),
         "score": None if is_plain else OODHead(config).score.key,
         "calibrations": config.calibrations,
