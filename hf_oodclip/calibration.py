@@ -153,7 +153,7 @@ class Calibration:
 
     def is_ood(self, ood_scores: Tensor) -> Tensor:
         """Return True where an image is called OOD, same shape as `ood_scores`."""
-        return ood_scores > self.threshold
+        return ood_scores.float() > self.threshold
 
     def p_values(self, ood_scores: Tensor) -> Tensor:
         """Return the split-conformal p-value of each score, in [1 / (n + 1), 1]."""

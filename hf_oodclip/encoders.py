@@ -19,6 +19,7 @@ __all__ = [
     "find_overlong",
     "is_supported_model_type",
     "text_tower_fingerprint",
+    "text_tower_state",
     "tokenize",
 ]
 
@@ -104,13 +105,19 @@ def encode_tokens(clip: Any, token_ids: Sequence[Sequence[int]], batch_size: int
     return embeds
 
 
+def text_tower_state(clip: Any) -> tuple[tuple[int, int], ...]:
+    """Return a cheap mark of the text tower's weights: it differs once they are changed in place."""
+    modules = (clip.text_model, clip.text_projection)
+    return tuple((id(weight), weight._version) for module in modules for weight in module.parameters())
+
+
 def text_tower_fingerprint(clip: Any) -> str:
-    """Return a hash of everything that decides a text embedding: weights, dtype, and architecture."""
+    """Return a hash of the text tower: architecture, weights and dtypes, adapters in it included."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(sorted(clip.config.text_config.to_dict().items(), key=str)).encode())
-    tensors = [*clip.text_model.state_dict().items(), ("text_projection", clip.text_projection.weight)]
-    for name, tensor in tensors:
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        raw = tensor.detach().to("cpu").contiguous().flatten()
-        digest.update(np.ascontiguousarray(raw.view(torch.uint8).numpy()).data)
+    for module in (clip.text_model, clip.text_projection):
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            raw = tensor.detach().to("cpu").contiguous().flatten()
+            digest.update(np.ascontiguousarray(raw.view(torch.uint8).numpy()).data)
     return digest.hexdigest()

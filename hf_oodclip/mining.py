@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .errors import NegativesError, unknown_name
-from .negatives import Negatives
+from .negatives import Negatives, check_words
 from .templates import resolve_templates
 from .text_bank import TextEncoder, check_labels
 
@@ -119,8 +119,13 @@ def _pools(words: Mapping[str, Iterable[str]] | Iterable[str]) -> dict[str, list
     unknown = sorted(set(by_kind) - {"noun", "adjective", "word"})
     if unknown:
         raise unknown_name("kind of words", unknown[0], ("noun", "adjective", "word"))
+    pools: dict[str, set[str]] = {}
+    for kind, pool in by_kind.items():
+        listed = pool if isinstance(pool, str) else [w for w in pool if not isinstance(w, str) or w.strip()]
+        pools[kind] = set(check_words(listed, "words")) if listed else set()
+    pools["adjective"] = pools.get("adjective", set()) - pools.get("noun", set())
     # Sorted, so that the order of the input cannot change what is mined.
-    return {kind: sorted({w for w in pool if w.strip()}) for kind, pool in by_kind.items()}
+    return {kind: sorted(pool) for kind, pool in pools.items()}
 
 
 def mine_negatives(
@@ -173,6 +178,8 @@ def mine_negatives(
     rules = MINING_METHODS[method]
     if fraction is None and num_negatives is None:
         fraction, num_negatives = rules.fraction, rules.num_negatives
+    if not 0 <= quantile <= 1:
+        raise NegativesError(f"quantile must be between 0 and 1, got {quantile}.")
     if (fraction is not None and not 0 < fraction <= 1) or (num_negatives is not None and num_negatives < 1):
         raise NegativesError(
             f"fraction must be in (0, 1] and num_negatives at least 1, got {fraction} and {num_negatives}."
@@ -181,7 +188,6 @@ def mine_negatives(
     pools = _pools(wordnet_words(rules.first_lemmas_only) if words is None else words)
     if rules.remove_labels:
         pools = {kind: [w for w in pool if w not in set(labels)] for kind, pool in pools.items()}
-        pools["adjective"] = sorted(set(pools.get("adjective", [])) - set(pools.get("noun", [])))
     kinds = [kind for kind in rules.order if pools.get(kind)]
     used = {kind: resolve_templates(rules.templates[kind] if templates is None else templates) for kind in kinds}
     label_templates = resolve_templates(rules.label_templates if templates is None else templates)
@@ -220,14 +226,16 @@ def mine_negatives(
 
 def _amounts(pool: dict[str, int], fraction: float | None, num_negatives: int | None) -> dict[str, int]:
     if fraction is not None:
-        return {kind: max(1, math.floor(fraction * size)) for kind, size in pool.items()}
+        # 0.29 * 100 falls a rounding error below the whole number it stands for.
+        return {kind: max(1, math.floor(fraction * size + 1e-9)) for kind, size in pool.items()}
     assert num_negatives is not None
     total = sum(pool.values())
-    amounts = {kind: math.floor(num_negatives * size / total) for kind, size in pool.items()}
-    # What rounding leaves over goes to the largest kind (the nouns, in both papers).
-    largest = max(pool, key=lambda kind: pool[kind])
-    amounts[largest] += num_negatives - sum(amounts.values())
-    return {kind: min(amount, pool[kind]) for kind, amount in amounts.items()}
+    wanted = min(num_negatives, total)
+    amounts = {kind: wanted * size // total for kind, size in pool.items()}
+    # What rounding leaves over goes to the nouns, in KR-NFT; to others where there are no more nouns.
+    for kind in sorted(pool, key=("noun", "word", "adjective").index):
+        amounts[kind] += min(wanted - sum(amounts.values()), pool[kind] - amounts[kind])
+    return amounts
 
 
 def remine(negatives: Negatives, labels: Sequence[str], encoder: TextEncoder) -> Negatives:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import NegativesError
+from .errors import NegativesError, OODCLIPError
 from .templates import resolve_templates
 from .text_bank import TextEncoder
 
-__all__ = ["Negatives"]
+__all__ = ["Negatives", "check_words"]
 
 FORMAT = "hf_oodclip negatives 1"
 
@@ -46,13 +46,7 @@ class Negatives:
         Raises:
             NegativesError: The list is empty, a string, or has an entry that is not a word.
         """
-        if isinstance(words, str):
-            raise NegativesError(f"negatives must be a list of words, got the string {words!r}.")
-        unique = list(dict.fromkeys(words))
-        bad = [word for word in unique if not isinstance(word, str) or not word.strip()]
-        if bad or not unique:
-            found = f"it holds {bad[0]!r}" if bad else "it is empty"
-            raise NegativesError(f"The list of negative words cannot be used: {found}. Give non-empty words.")
+        unique = list(dict.fromkeys(check_words(words, "negatives")))
         return cls(
             {"word": unique},
             {"word": resolve_templates(templates)},
@@ -80,7 +74,7 @@ class Negatives:
 
     def embed(self, encoder: TextEncoder) -> Tensor:
         """Return one normalised embedding a word, `[M, D]`, in bank order."""
-        return torch.cat([encoder.embed(words, self.templates[kind]) for kind, words in self.words.items() if words])
+        return torch.cat([encoder.embed(words, self.templates[kind]) for kind, words in self.words.items()])
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file that a person can read and `Negatives.load` restores."""
@@ -100,17 +94,44 @@ class Negatives:
             NegativesError: The file is missing or is neither of the two.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise NegativesError(f"The negatives file {path} cannot be read: {error}.") from error
-        if not text.lstrip().startswith("{"):
-            return cls.from_words(line.strip() for line in text.splitlines() if line.strip())
         try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise NegativesError(f"{path} has format {content['format']!r}; this version reads {FORMAT!r}.")
-            return cls(content["words"], content["templates"], content["provenance"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if not text.lstrip().startswith(("{", "[")):
+                return cls.from_words(line.strip() for line in text.splitlines() if line.strip())
+            return cls._from_content(json.loads(text))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, OODCLIPError) as error:
             raise NegativesError(
                 f"{path} is not a negatives file ({error}); make one with `oodclip mine`, or write one word a line."
             ) from error
+
+    @classmethod
+    def _from_content(cls, content: Any) -> Negatives:
+        if content["format"] != FORMAT:
+            raise NegativesError(f"its format is {content['format']!r}, and this version reads {FORMAT!r}")
+        words = {kind: check_words(listed, kind) for kind, listed in content["words"].items()}
+        templates = {kind: resolve_templates(content["templates"][kind]) for kind in words}
+        if not words:
+            raise NegativesError("it has no words")
+        if not isinstance(content["provenance"], dict):
+            raise NegativesError("its provenance is no record")
+        return cls(words, templates, content["provenance"])
+
+
+def check_words(words: Any, what: str) -> list[str]:
+    """Return the words as a list, or say what is wrong with them.
+
+    Raises:
+        NegativesError: Not a list, empty, or with an entry that is no word.
+    """
+    if isinstance(words, str):
+        raise NegativesError(f"{what} must be a list of words, got the string {words!r}.")
+    if not isinstance(words, Iterable):
+        raise NegativesError(f"{what} must be a list of words, got {words!r}.")
+    listed = list(words)
+    bad = [word for word in listed if not isinstance(word, str) or not word.strip()]
+    if bad or not listed:
+        found = f"it holds {bad[0]!r}" if bad else "it is empty"
+        raise NegativesError(f"The list of {what} (words) cannot be used: {found}. Give non-empty words.")
+    return listed

@@ -52,12 +52,12 @@ class OODHead(Float32Module):
 
     def set_score(self, score: str | Score | None, device: Any = None, **options: Any) -> None:
         """Choose the score by name or object (None: the default one), with its fitted state."""
+        chosen = None if score is None else get_score(score, **options)
         for name in (self.config.score_record or {}).get("state", {}):
             delattr(self, _STATE + name)
-        if score is None:
+        if chosen is None:
             self.config.score_record = None
             return
-        chosen = get_score(score, **options)
         state = chosen.state_dict()
         self.config.score_record = {"name": chosen.name, "options": chosen.options}
         if state:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -45,23 +46,36 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.cache = cache
-        self._fingerprint: str | None = None
+        self._weights: tuple[Any, str] = (None, "")
+        self._token_ids: dict[str, list[int]] = {}
+        self._embedded: dict[tuple[Any, ...], tuple[dict[str, int], Tensor]] = {}
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the text tower, computed at first use."""
-        if self._fingerprint is None:
-            self._fingerprint = encoders.text_tower_fingerprint(self.clip)
-        return self._fingerprint
+        """Hash of what decides an embedding: the text tower's weights, and what it makes of a probe.
+
+        The probe tells apart what the weights do not, such as an adapter switched off, or autocast.
+        """
+        state = encoders.text_tower_state(self.clip)
+        if self._weights[0] != state:
+            self._weights = (state, encoders.text_tower_fingerprint(self.clip))
+        probe = encoders.encode_tokens(self.clip, self._tokenize(["a photo of a cat.", "the nice dog"]))
+        return self._weights[1] + hashlib.blake2b(probe.numpy().data, digest_size=8).hexdigest()
 
     def overlong(self, texts: Sequence[str], templates: str | Sequence[str]) -> set[int]:
         """Return the positions of the texts that do not fit the text tower with every template."""
         limit = encoders.context_length(self.clip)
         positions: set[int] = set()
         for template in resolve_templates(templates):
-            token_ids = encoders.tokenize(self.tokenizer, [template.replace("{}", text) for text in texts])
+            token_ids = self._tokenize([template.replace("{}", text) for text in texts])
             positions.update(encoders.find_overlong(token_ids, limit))
         return positions
+
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._token_ids]
+        if missing:
+            self._token_ids.update(zip(missing, encoders.tokenize(self.tokenizer, missing), strict=True))
+        return [self._token_ids[prompt] for prompt in prompts]
 
     def embed(
         self, texts: Sequence[str], templates: str | Sequence[str] = "photo", average: Average = "normalized"
@@ -79,26 +93,39 @@ class TextEncoder:
         """
         if average not in get_args(Average):
             raise unknown_name("average", average, get_args(Average))
+        if isinstance(texts, str):
+            raise LabelError(f"texts must be a list, got the string {texts!r}; write [{texts!r}].")
+        resolved = resolve_templates(templates)
+        many = len(texts) * len(resolved) >= MIN_CACHED_PROMPTS
+        fingerprint = self.fingerprint if many else ""
+        known = (fingerprint, *resolved, average)
+        rows, embedded = self._embedded.get(known, ({}, torch.empty(0)))
+        if many and all(text in rows for text in texts):
+            return embedded[[rows[text] for text in texts]]
         limit = encoders.context_length(self.clip)
         token_ids = []
-        for template in resolve_templates(templates):
+        for template in resolved:
             prompts = [template.replace("{}", text) for text in texts]
-            token_ids.append(encoders.tokenize(self.tokenizer, prompts))
+            token_ids.append(self._tokenize(prompts))
             encoders.check_lengths(prompts, token_ids[-1], limit)
+        if not self.cache or not many:
+            return self._compute(token_ids, average)
+        key = embeds_key(fingerprint, token_ids, average)
+        embeds = cached_embeds(key, lambda: self._compute(token_ids, average))
+        if len(texts) > len(rows):
+            # A copy, for what is returned is the caller's to change.
+            self._embedded[known] = ({text: row for row, text in enumerate(texts)}, embeds.clone())
+        return embeds
 
-        def compute() -> Tensor:
-            total: Tensor | None = None
-            for ids in token_ids:
-                embeds = encoders.encode_tokens(self.clip, ids, self.batch_size)
-                embeds = normalize(embeds, dim=-1) if average == "normalized" else embeds
-                total = embeds if total is None else total + embeds
-            assert total is not None
-            mean = total / len(token_ids)
-            return mean if average == "unnormalized" else normalize(mean, dim=-1)
-
-        if not self.cache or len(texts) * len(token_ids) < MIN_CACHED_PROMPTS:
-            return compute()
-        return cached_embeds(embeds_key(self.fingerprint, token_ids, average), compute)
+    def _compute(self, token_ids: list[list[list[int]]], average: Average) -> Tensor:
+        total: Tensor | None = None
+        for ids in token_ids:
+            embeds = encoders.encode_tokens(self.clip, ids, self.batch_size)
+            embeds = normalize(embeds, dim=-1) if average == "normalized" else embeds
+            total = embeds if total is None else total + embeds
+        assert total is not None
+        mean = total / len(token_ids)
+        return mean if average == "unnormalized" else normalize(mean, dim=-1)
 
 
 class Float32Module(nn.Module):
@@ -131,7 +158,8 @@ class TextBank(Float32Module):
         """Replace the embeddings of labels, negatives, or both, keeping the device."""
         for name, embeds in (("label_embeds", label_embeds), ("negative_embeds", negative_embeds)):
             if embeds is not None:
-                setattr(self, name, embeds.detach().clone().to(getattr(self, name).device))
+                dtype = torch.promote_types(embeds.dtype, torch.float32)
+                setattr(self, name, embeds.detach().clone().to(getattr(self, name).device, dtype))
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:
@@ -143,6 +171,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     """
     if isinstance(labels, str):
         raise LabelError(f"labels must be a list of names, got the string {labels!r}; write [{labels!r}].")
+    if not isinstance(labels, Iterable):
+        raise LabelError(f"labels must be a list of names, got {labels!r}.")
     checked = list(labels)
     if not checked:
         raise LabelError("The list of labels is empty; give the class names, such as labels=['cat', 'dog'].")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers.utils import logging
 
@@ -51,7 +51,8 @@ def cached_embeds(key: str, compute: Callable[[], Tensor]) -> Tensor:
 
 
 def _checksum(embeds: Tensor) -> str:
-    return hashlib.blake2b(embeds.contiguous().numpy().data, digest_size=16).hexdigest()
+    raw = embeds.contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> Tensor | None:
@@ -73,7 +74,8 @@ def _write(path: Path, embeds: Tensor) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"embeds": embeds.contiguous()}, temporary, metadata={"checksum": _checksum(embeds)})
+        # Not save_file: it makes files that only their owner can read, and HF_HOME may be a group's.
+        temporary.write_bytes(save({"embeds": embeds.contiguous()}, metadata={"checksum": _checksum(embeds)}))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning(

@@ -84,11 +84,11 @@ def get_score(name: str | Score, **options: Any) -> Score:
         >>> get_score("mcm", temperature=0.5).options
         {'temperature': 0.5}
     """
-    if isinstance(name, Score):
-        return dataclasses.replace(name, **options) if options else name
-    score_class = get_score_class(name)
+    score_class = type(name) if isinstance(name, Score) else get_score_class(name)
     allowed = [field.name for field in dataclasses.fields(score_class) if field.init]
     for option in options:
         if option not in allowed:
-            raise unknown_name(f"option of score {name!r}", option, allowed)
+            raise unknown_name(f"option of score {score_class.name!r}", option, allowed)
+    if isinstance(name, Score):
+        return dataclasses.replace(name, **options) if options else name
     return score_class(**options)

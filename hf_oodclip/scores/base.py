@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,6 +75,19 @@ class Score(ABC):
     min_labels: ClassVar[int] = 1
     info: ClassVar[ScoreInfo]
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+                # One option, one key: 2, 2.0 and a numpy 2.0 name the same calibration.
+                setattr(self, field.name, float(value))
+        temperature = getattr(self, "temperature", None)
+        if temperature is not None and not (isinstance(temperature, float) and 0 < temperature < math.inf):
+            raise ScoreInputError(
+                f"Score {self.name!r}: temperature must be a positive number (or None for the model's logit scale), "
+                f"got {temperature!r}."
+            )
+
     @abstractmethod
     def compute(self, inputs: ScoreInputs) -> Tensor:
         """Return `ood_score` `[B]` for checked inputs in fp32 or fp64."""
@@ -84,7 +99,7 @@ class Score(ABC):
             ScoreInputError: An input this score needs is missing or has the wrong shape.
             NonFiniteError: An input or the result has NaN or infinity.
         """
-        return self.compute(self._checked(inputs)).to(torch.float32)
+        return self._finite("ood_score", self.compute(self._checked(inputs)).to(torch.float32))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -119,38 +134,36 @@ class Score(ABC):
         return inputs.logit_scale if temperature is None else 1.0 / temperature
 
     def _checked(self, inputs: ScoreInputs) -> ScoreInputs:
+        batch = self._checked_shape("similarity", inputs.similarity).shape[0]
         # What a score never reads is left out, so that it pays for no check of it.
-        used = {name: self._checked_input(name, getattr(inputs, name)) for name in self.needs}
-        similarity = used.get("similarity", inputs.similarity)
-        if similarity.ndim != 2 or similarity.shape[1] == 0:
-            raise ScoreInputError(
-                f"similarity must be [batch, labels] with at least one label, got {tuple(similarity.shape)}."
-            )
-        if similarity.shape[1] < self.min_labels:
+        used = {"similarity": inputs.similarity}
+        for name in self.needs:
+            value = self._checked_shape(name, getattr(inputs, name))
+            if value.shape[0] != batch:
+                raise ScoreInputError(f"{name} has {value.shape[0]} rows but similarity has {batch}.")
+            used[name] = self._finite(name, value if value.dtype == torch.float64 else value.float())
+        return ScoreInputs(**used, logit_scale=inputs.logit_scale)
+
+    def _checked_shape(self, name: str, value: Tensor | None) -> Tensor:
+        if value is None or (name != "similarity" and value.ndim > 0 and value.shape[-1] == 0):
+            advice = _ADVICE.get(name, "compute the inputs with model.score_inputs(...)")
+            raise ScoreInputError(f"Score {self.name!r} needs {name}, which is missing: {advice}.")
+        if value.ndim != (3 if name == "patch_similarity" else 2) or value.shape[-1] == 0:
+            expected = "with at least one label" if name == "similarity" else "as ScoreInputs describes it"
+            raise ScoreInputError(f"{name} must be [batch, ...] {expected}, got shape {tuple(value.shape)}.")
+        if name == "similarity" and value.shape[1] < self.min_labels:
             raise ScoreInputError(
                 f"Score {self.name!r} compares labels with each other and is constant for a single one: "
                 "give more labels, or use max_logit, energy, delta_energy, or neglabel with negatives."
             )
-        return ScoreInputs(**{"similarity": similarity, **used}, logit_scale=inputs.logit_scale)
+        return value
 
-    def _checked_input(self, name: str, value: Tensor | None) -> Tensor:
-        if value is None or (name != "similarity" and value.shape[-1] == 0):
-            advice = _ADVICE.get(name, "compute the inputs with model.score_inputs(...)")
-            raise ScoreInputError(f"Score {self.name!r} needs {name}, which is missing: {advice}.")
-        value = value if value.dtype == torch.float64 else value.float()
-        if not torch.isfinite(value).all():
-            rows = torch.nonzero(~torch.isfinite(value).flatten(1).all(1)).flatten().tolist()
+    def _finite(self, name: str, value: Tensor) -> Tensor:
+        finite = torch.isfinite(value)
+        if not finite.all():
+            rows = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
             raise NonFiniteError(
                 f"{name} has NaN or infinity in rows {rows[:10]}: look for NaN in the checkpoint's "
                 "weights or in the pixel values (fp16 overflow is a common cause: use dtype=float32)."
             )
         return value
-
-
-def check_temperature(score: Score, temperature: float | None) -> None:
-    """Raise unless the temperature is positive or None (None = the model's own logit scale)."""
-    if temperature is not None and not temperature > 0:
-        raise ScoreInputError(
-            f"Score {score.name!r}: temperature must be positive (or None for the model's logit scale), "
-            f"got {temperature!r}."
-        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScoreInputError
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 
 
 @dataclass
@@ -57,7 +57,7 @@ class DeltaEnergy(Score):
     )
 
     def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
+        super().__post_init__()
         if self.top_c < 1:
             raise ScoreInputError(f"Score 'delta_energy': top_c must be at least 1, got {self.top_c}.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 
 
 @dataclass
@@ -41,9 +41,6 @@ class Energy(Score):
         year=2020,
         url="https://arxiv.org/abs/2010.03759",
     )
-
-    def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
 
     def compute(self, inputs: ScoreInputs) -> Tensor:
         scale = self.inverse_temperature(self.temperature, inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 
 
 @dataclass
@@ -42,9 +42,6 @@ class Entropy(Score):
         year=2022,
         url="https://arxiv.org/abs/2211.13445",
     )
-
-    def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
 
     def compute(self, inputs: ScoreInputs) -> Tensor:
         scale = self.inverse_temperature(self.temperature, inputs)

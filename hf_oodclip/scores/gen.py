@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScoreInputError
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 
 
 @dataclass
@@ -50,7 +50,7 @@ class GEN(Score):
     )
 
     def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
+        super().__post_init__()
         if not 0 < self.gamma <= 1 or self.top_m < 1:
             raise ScoreInputError(
                 f"Score 'gen': gamma must be in (0, 1] and top_m at least 1, got {self.gamma}, {self.top_m}."
@@ -61,9 +61,9 @@ class GEN(Score):
         top = logits.topk(min(self.top_m, logits.shape[-1]), dim=-1).values
         total = torch.logsumexp(logits, dim=-1, keepdim=True)
         log_mass = top - total
-        log_rest = torch.log1p(-log_mass.exp())
         # 1 - p of the winner is lost to rounding once p is near 1, and a small gamma magnifies it:
-        # take it from the sum of the other labels instead.
+        # take it from the sum of the other labels instead. The others have p of at most a half.
         others = logits.scatter(-1, logits.argmax(-1, keepdim=True), -torch.inf)
-        log_rest[:, 0] = torch.logsumexp(others, dim=-1) - total[:, 0]
+        winner_rest = torch.logsumexp(others, dim=-1, keepdim=True) - total
+        log_rest = torch.cat([winner_rest, torch.log1p(-log_mass[:, 1:].exp())], dim=-1)
         return torch.exp(self.gamma * (log_mass + log_rest)).sum(dim=-1)

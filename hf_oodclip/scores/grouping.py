@@ -21,10 +21,12 @@ def group_order(num_negatives: int, num_groups: int, seed: int) -> Tensor:
     """
     num_groups = min(num_groups, num_negatives)
     kept = num_negatives - num_negatives % num_groups
-    if num_groups == 1:
-        return torch.arange(kept).unsqueeze(0)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(kept, generator=generator).reshape(num_groups, -1)
+    # What is cached here outlives the caller's inference mode and default device.
+    with torch.inference_mode(False):
+        if num_groups == 1:
+            return torch.arange(kept, device="cpu").unsqueeze(0)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randperm(kept, generator=generator, device="cpu").reshape(num_groups, -1)
 
 
 def group_margin(label_logits: Tensor, negative_logits: Tensor, num_groups: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 
 
 @dataclass
@@ -42,9 +42,6 @@ class MSP(Score):
         year=2017,
         url="https://arxiv.org/abs/1610.02136",
     )
-
-    def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
 
     def compute(self, inputs: ScoreInputs) -> Tensor:
         logits = self.inverse_temperature(self.temperature, inputs) * inputs.similarity

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScoreInputError
-from .base import Score, ScoreInfo, ScoreInputs, check_temperature
+from .base import Score, ScoreInfo, ScoreInputs
 from .grouping import group_margin
 
 
@@ -53,7 +53,7 @@ class NegLabel(Score):
     )
 
     def __post_init__(self) -> None:
-        check_temperature(self, self.temperature)
+        super().__post_init__()
         if self.num_groups < 1:
             raise ScoreInputError(f"Score 'neglabel': num_groups must be at least 1, got {self.num_groups}.")
 
