@@ -30,7 +30,8 @@ def word_list(request: pytest.FixtureRequest) -> tuple[str, list[tuple[str, list
     text = lzma.decompress((ASSETS / "words" / name).read_bytes()).decode("utf-8")
     assert text.endswith("\n")
     lines = [line.split("\t") for line in text[:-1].split("\n")]
-    return name, [(word, files.split(",")) for word, files in lines]
+    assert {place for _, _, place in lines} == {"first", "other"}
+    return name, [(word, files.split(",")) for word, files, _ in lines]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,18 @@ def test_word_counts_match_readme(word_list: tuple[str, list[tuple[str, list[str
 
 def test_known_words_have_their_lexicographer_files() -> None:
     text = lzma.decompress((ASSETS / "words" / "wordnet_nouns.txt.xz").read_bytes()).decode("utf-8")
-    assert "\naardvark\tnoun.animal\n" in text
-    assert "\nYorkshire terrier\tnoun.animal\n" in text
-    assert "\nconditional sale\tnoun.communication,noun.possession\n" in text
+    assert "\naardvark\tnoun.animal\tfirst\n" in text
+    assert "\nant bear\tnoun.animal\tother\n" in text
+    assert "\nYorkshire terrier\tnoun.animal\tfirst\n" in text
+    assert "\nconditional sale\tnoun.communication,noun.possession\tfirst\n" in text
+
+
+def test_first_lemmas_are_as_many_as_the_readme_says(word_list: tuple[str, list[tuple[str, list[str]]]]) -> None:
+    name, _ = word_list
+    text = lzma.decompress((ASSETS / "words" / name).read_bytes()).decode("utf-8")
+    count = sum(line.endswith("\tfirst") for line in text.splitlines())
+    readme = (ASSETS / "words" / "README.md").read_text(encoding="utf-8")
+    assert f"{count:,} {'nouns' if 'nouns' in name else 'adjectives'}" in readme
 
 
 def test_word_lists_carry_the_wordnet_licence() -> None:
