@@ -19,6 +19,7 @@ __all__ = [
     "find_overlong",
     "is_supported_model_type",
     "text_tower_fingerprint",
+    "text_tower_mode",
     "text_tower_state",
     "tokenize",
 ]
@@ -109,6 +110,20 @@ def text_tower_state(clip: Any) -> tuple[tuple[int, int], ...]:
     """Return a cheap mark of the text tower's weights: it differs once they are changed in place."""
     modules = (clip.text_model, clip.text_projection)
     return tuple((id(weight), weight._version) for module in modules for weight in module.parameters())
+
+
+def text_tower_mode(clip: Any) -> str:
+    """Return what decides an embedding besides the weights: adapters switched on or off, and autocast."""
+    modes = [
+        f"{name}: {module.disable_adapters} {module.active_adapters} {getattr(module, 'scaling', None)}"
+        for tower in (clip.text_model, clip.text_projection)
+        for name, module in tower.named_modules()
+        if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters")
+    ]
+    device = clip.text_projection.weight.device.type
+    if torch.is_autocast_enabled(device):
+        modes.append(str(torch.get_autocast_dtype(device)))
+    return "|".join(modes)
 
 
 def text_tower_fingerprint(clip: Any) -> str:

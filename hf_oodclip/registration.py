@@ -1,8 +1,8 @@
 """Makes transformers know this package without importing torch until somebody needs it.
 
 Registering needs the modules it registers with, and those take seconds to import. So each
-registration waits until its module has been imported by somebody, and until no module it needs is
-half imported (transformers' modules import each other).
+registration waits until somebody has imported its module, and until that whole import has ended:
+transformers' modules import each other, and half a module cannot be registered with.
 """
 
 from __future__ import annotations
@@ -18,28 +18,26 @@ __all__ = ["TASK", "register_with_transformers"]
 
 TASK = "ood-image-classification"
 
-_PACKAGE = __name__.partition(".")[0]
 _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
-_BASE_MODEL = "transformers.modeling_utils"
 _PIPELINES = "transformers.pipelines"
-_WATCHED = (_AUTO_CONFIGS, _AUTO_MODELS, _BASE_MODEL, _PIPELINES)
+# Modules whose imports are watched: those of transformers import each other, and ours import them.
+_WATCHED = ("transformers.", f"{__name__.partition('.')[0]}.")
 
 
 class _ImportWatch(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: has the real finder's loader report once a watched module has run."""
+    """Finds nothing itself: has the real finder's loader report when the outermost watched import ends."""
 
     def __init__(self) -> None:
         self.pending: list[Callable[[], bool]] = []
-        self.finished: set[str] = set()
         self._looking: set[str] = set()
+        self._depth = 0
         self._trying = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        watched = fullname in _WATCHED or fullname.startswith(f"{_PACKAGE}.")
-        if not watched or not self.pending or fullname in self._looking:
+        if not self.pending or not fullname.startswith(_WATCHED) or fullname in self._looking:
             return None
         self._looking.add(fullname)
         try:
@@ -51,15 +49,19 @@ class _ImportWatch(importlib.abc.MetaPathFinder):
         run_module = spec.loader.exec_module
 
         def run_then_try(module: ModuleType) -> None:
-            run_module(module)
-            self.finished.add(fullname)
-            self.try_pending()
+            self._depth += 1
+            try:
+                run_module(module)
+            finally:
+                self._depth -= 1
+            if self._depth == 0:
+                self.try_pending()
 
         spec.loader.exec_module = run_then_try  # type: ignore[method-assign]
         return spec
 
     def try_pending(self) -> None:
-        """Run the registrations whose time has come; the others stay."""
+        """Run the registrations whose module is there; the others stay."""
         if self._trying:
             # A registration imports modules of its own, which report here too.
             return
@@ -72,24 +74,12 @@ class _ImportWatch(importlib.abc.MetaPathFinder):
         finally:
             self._trying = False
 
-    def is_imported(self, name: str) -> bool:
-        """Tell whether a module has run to its end."""
-        module = sys.modules.get(name)
-        running = getattr(getattr(module, "__spec__", None), "_initializing", False)
-        return name in self.finished or (module is not None and not running)
-
-    def is_running(self, *names: str) -> bool:
-        """Tell whether one of these modules, or one of this package's, is half imported."""
-        own = [name for name in sys.modules if name.startswith(f"{_PACKAGE}.")]
-        return any(name in sys.modules and not self.is_imported(name) for name in (*names, *own))
-
 
 _watch = _ImportWatch()
 
 
 def _register_config() -> bool:
-    # CLIP's config reads the list of models when it is imported, hence the second module.
-    if not _watch.is_imported(_AUTO_CONFIGS) or _watch.is_running(_AUTO_MODELS):
+    if _AUTO_CONFIGS not in sys.modules:
         return False
     from transformers import AutoConfig
 
@@ -100,7 +90,7 @@ def _register_config() -> bool:
 
 
 def _register_model() -> bool:
-    if not _watch.is_imported(_AUTO_MODELS) or _watch.is_running(_BASE_MODEL):
+    if _AUTO_MODELS not in sys.modules:
         return False
     from transformers import AutoModelForImageClassification
 
@@ -112,7 +102,7 @@ def _register_model() -> bool:
 
 
 def _register_pipeline() -> bool:
-    if not _watch.is_imported(_PIPELINES) or _watch.is_running():
+    if _PIPELINES not in sys.modules:
         return False
     from transformers import AutoModelForImageClassification
     from transformers.pipelines import PIPELINE_REGISTRY

@@ -30,11 +30,17 @@ AFTER = [
     "from transformers import pipeline",
     "import hf_oodclip.pipeline_oodclip",
     "from hf_oodclip import OODCLIPConfig",
+    "from transformers import AutoTokenizer",
+    "from transformers import AutoImageProcessor, AutoProcessor",
+    "from transformers import CLIPProcessor",
+    "from transformers import AutoModelForImageClassification",
 ]
 QUICK = [
     ("", ""),
     ("from transformers import pipeline", "import hf_oodclip.modeling_oodclip"),
     ("", "from transformers.generation import GenerationMixin"),
+    ("", "from transformers import AutoTokenizer"),
+    ("", "import hf_oodclip.loading"),
 ]
 # Checks everything that importing the package promises, in one process.
 CHECK = """

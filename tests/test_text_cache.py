@@ -51,8 +51,7 @@ def spy_on(clip: CLIPModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     original = clip.get_text_features
 
     def spy(input_ids: Tensor, **kwargs: Any) -> Any:
-        if len(input_ids) > 2:  # the probe of the fingerprint has two prompts
-            seen.append(len(input_ids))
+        seen.append(len(input_ids))
         return original(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(clip, "get_text_features", spy)

@@ -45,6 +45,8 @@ def register_score(score_class: type[Score]) -> type[Score]:
     Raises:
         ScoreInputError: The name is taken by another class, or the class lacks `name` or `info`.
     """
+    if not (isinstance(score_class, type) and issubclass(score_class, Score)):
+        raise ScoreInputError(f"{score_class!r} is not a subclass of hf_oodclip.Score.")
     for attribute in ("name", "info"):
         if not hasattr(score_class, attribute):
             raise ScoreInputError(f"{score_class.__name__} has no class attribute {attribute!r}; set it.")
@@ -90,5 +92,9 @@ def get_score(name: str | Score, **options: Any) -> Score:
         if option not in allowed:
             raise unknown_name(f"option of score {score_class.name!r}", option, allowed)
     if isinstance(name, Score):
-        return dataclasses.replace(name, **options) if options else name
+        if not options:
+            return name
+        changed = dataclasses.replace(name, **options)
+        changed.load_state_dict(name.state_dict())
+        return changed
     return score_class(**options)
