@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 import torch
 import typer
-from datasets import load_dataset
+from datasets import Dataset
 from hf_oodclip.evaluation.environment import describe_environment
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
@@ -63,7 +64,7 @@ def words(count: int, kind: str) -> list[str]:
 
 def bench_pipeline(source: str, num_images: int, batch_size: int, stock_images: int, rounds: int) -> dict[str, float]:
     """Time the pipeline with 1,000 labels and 10,000 negatives against the bare loop and the stock pipeline."""
-    data = load_dataset("parquet", data_files=images_path("id"), split="train")
+    data = Dataset(pq.read_table(images_path("id")))
     images = [image.convert("RGB") for image in data["image"][:num_images]]
     labels, negatives = words(NUM_LABELS, "adjective"), words(NUM_NEGATIVES, "noun")
     model = OODCLIPForImageClassification.from_pretrained(source)

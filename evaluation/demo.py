@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -119,7 +120,8 @@ def run_demo(output: str | Path, num_bootstrap: int = 1000) -> dict[str, Any]:
 
 
 def _load(name: str) -> Dataset:
-    return load_dataset("parquet", data_files=images_path(name), split="train")
+    # In memory: the demo must not need a cache folder it can write.
+    return Dataset(pq.read_table(images_path(name)))
 
 
 def _score(model: Any, images: Dataset, scores: list[Score]) -> _Scored:

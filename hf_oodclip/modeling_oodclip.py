@@ -216,13 +216,13 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
                 "One label: softmax scores (mcm, msp, entropy, gen) have nothing to compare it with; "
                 "max_logit, energy, delta_energy and neglabel work."
             )
-        averaging = self.config.template_average if average is None else average
+        averaging: Any = self.config.template_average if average is None else average
         asked = None if templates is None else resolve_templates(templates)
         encoder = self.text_encoder()
         resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
         chosen = label_templates(asked, self.config.label_templates, resolved)
-        label_embeds = encoder.embed(labels, chosen, averaging)  # type: ignore[arg-type]
-        negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder)
+        label_embeds = encoder.embed(labels, chosen, averaging)
+        negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder, averaging)
 
         self.text_bank.update(label_embeds, negative_embeds)
         self._negatives = resolved

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import NegativesError, OODCLIPError
 from .templates import resolve_templates
-from .text_bank import TextEncoder
+from .text_bank import Average, TextEncoder
 
 __all__ = ["Negatives", "check_words"]
 
@@ -72,9 +72,9 @@ class Negatives:
         kept = {kind: [w for w in words if w.strip().lower() not in taken] for kind, words in self.words.items()}
         return Negatives(kept, self.templates, self.provenance)
 
-    def embed(self, encoder: TextEncoder) -> Tensor:
-        """Return one normalised embedding a word, `[M, D]`, in bank order."""
-        return torch.cat([encoder.embed(words, self.templates[kind]) for kind, words in self.words.items()])
+    def embed(self, encoder: TextEncoder, average: Average = "normalized") -> Tensor:
+        """Return one embedding a word, `[M, D]`, in bank order; `average` as in `TextEncoder.embed`."""
+        return torch.cat([encoder.embed(words, self.templates[kind], average) for kind, words in self.words.items()])
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file that a person can read and `Negatives.load` restores."""
