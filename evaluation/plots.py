@@ -70,7 +70,7 @@ def roc_curves(
         for position, (score_name, values) in enumerate(by_score.items()):
             accepted_ood, accepted_id = _roc(id_scores[score_name], values)
             # Scores that rank alike lie on each other: the dashes let the one below show.
-            style = ("-", "--", ":")[position % 3]
+            style = ("-", "--", ":", "-.")[position % 4]
             axis.plot(accepted_ood, accepted_id, linewidth=1.5, linestyle=style, label=score_name)
         axis.axhline(0.95, color=THRESHOLD_COLOUR, linestyle=":", linewidth=1)
         axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
