@@ -1,4 +1,4 @@
-"""Makes transformers know this package without importing torch until somebody needs it.
+"""Makes transformers and PEFT know this package without importing torch until somebody needs it.
 
 Registering needs the modules it registers with, and those take seconds to import. So each
 registration waits until its module has been imported by somebody, and until no module it needs is
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-__all__ = ["TASK", "register_with_transformers"]
+__all__ = ["TASK", "register_with_libraries"]
 
 TASK = "ood-image-classification"
 
@@ -23,7 +23,8 @@ _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
 _BASE_MODEL = "transformers.modeling_utils"
 _PIPELINES = "transformers.pipelines"
-_WATCHED = (_AUTO_CONFIGS, _AUTO_MODELS, _BASE_MODEL, _PIPELINES)
+_PEFT = "peft"
+_WATCHED = (_AUTO_CONFIGS, _AUTO_MODELS, _BASE_MODEL, _PIPELINES, _PEFT)
 
 
 class _ImportWatch(importlib.abc.MetaPathFinder):
@@ -140,9 +141,26 @@ def _register_pipeline() -> bool:
     return True
 
 
-def register_with_transformers() -> None:
-    """Register config, model and pipeline, each as soon as transformers has what it needs."""
-    _watch.pending = [_register_config, _register_model, _register_pipeline]
+def _register_adapters() -> bool:
+    # Nothing of PEFT is imported before its own __init__ has run, so its tables come with it.
+    if not _watch.is_imported(_PEFT) or _watch.is_running():
+        return False
+    from .adapters import register_adapters
+    from .errors import AdapterError
+
+    try:
+        register_adapters()
+    except AdapterError as error:
+        # Somebody is importing PEFT, perhaps for something else: using one of our adapters raises this again.
+        from transformers.utils import logging
+
+        logging.get_logger("hf_oodclip.registration").warning(str(error))
+    return True
+
+
+def register_with_libraries() -> None:
+    """Register config, model, pipeline and adapters, each as soon as its library has what it needs."""
+    _watch.pending = [_register_config, _register_model, _register_pipeline, _register_adapters]
     if _watch not in sys.meta_path:
         sys.meta_path.insert(0, _watch)
     _watch.try_pending()
