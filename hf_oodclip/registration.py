@@ -1,4 +1,4 @@
-"""Makes transformers know this package without importing torch until somebody needs it.
+"""Makes transformers and PEFT know this package without importing torch until somebody needs it.
 
 Registering needs the modules it registers with, and those take seconds to import. So each
 registration waits until somebody has imported its module, and until that whole import has ended:
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-__all__ = ["TASK", "register_with_transformers"]
+__all__ = ["TASK", "register_with_libraries"]
 
 TASK = "ood-image-classification"
 
@@ -22,7 +22,7 @@ _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
 # Modules whose imports are watched: those of transformers import each other, and ours import them.
-_WATCHED = ("transformers.", f"{__name__.partition('.')[0]}.")
+_WATCHED = ("transformers.", "peft", f"{__name__.partition('.')[0]}.")
 
 
 class _ImportWatch(importlib.abc.MetaPathFinder):
@@ -130,9 +130,25 @@ def _register_pipeline() -> bool:
     return True
 
 
-def register_with_transformers() -> None:
-    """Register config, model and pipeline, each as soon as transformers has what it needs."""
-    _watch.pending = [_register_config, _register_model, _register_pipeline]
+def _register_adapters() -> bool:
+    if "peft" not in sys.modules:
+        return False
+    from .adapters import register_adapters
+    from .errors import AdapterError
+
+    try:
+        register_adapters()
+    except AdapterError as error:
+        # Somebody is importing PEFT, perhaps for something else: using one of our adapters raises this again.
+        from transformers.utils import logging
+
+        logging.get_logger("hf_oodclip.registration").warning(str(error))
+    return True
+
+
+def register_with_libraries() -> None:
+    """Register config, model, pipeline and adapters, each as soon as its library has what it needs."""
+    _watch.pending = [_register_config, _register_model, _register_pipeline, _register_adapters]
     if _watch not in sys.meta_path:
         sys.meta_path.insert(0, _watch)
     _watch.try_pending()
