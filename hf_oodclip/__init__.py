@@ -1,7 +1,7 @@
 """hf_oodclip: CLIP classifiers that know what they do not know.
 
-Importing this package makes `pipeline("ood-image-classification")` and the Auto classes of
-transformers work; everything heavy is imported when it is first used.
+Importing this package makes `pipeline("ood-image-classification")`, the Auto classes of transformers and
+the adapters of this package in PEFT work; everything heavy is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_transformers
+from .registration import register_with_libraries
 
 if TYPE_CHECKING:
+    from .adapters import list_adapters as list_adapters
+    from .adapters.nft import NFTConfig as NFTConfig
     from .assets import pocket_path as pocket_path
     from .calibration import Calibration as Calibration
     from .configuration_oodclip import OODCLIPConfig as OODCLIPConfig
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Calibration": "calibration",
+    "NFTConfig": "adapters.nft",
     "Negatives": "negatives",
     "OODCLIPConfig": "configuration_oodclip",
     "OODCLIPError": "errors",
@@ -43,6 +46,7 @@ _EXPORTS = {
     "ScoreInputs": "scores",
     "TextEncoder": "text_bank",
     "get_score": "scores",
+    "list_adapters": "adapters",
     "list_scores": "scores",
     "list_templates": "templates",
     "mine_negatives": "mining",
@@ -62,4 +66,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_EXPORTS])
 
 
-register_with_transformers()
+register_with_libraries()

@@ -11,10 +11,12 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AdapterError",
     "CalibrationError",
     "CheckpointError",
     "ImageReadError",
     "LabelError",
+    "LossError",
     "MetricError",
     "NegativesError",
     "NonFiniteError",
@@ -63,6 +65,14 @@ class CalibrationError(OODCLIPError, ValueError):
 
 class CheckpointError(OODCLIPError, ValueError):
     """A checkpoint is not of a kind this package can load."""
+
+
+class AdapterError(OODCLIPError, ValueError):
+    """An adapter cannot be made, loaded or used on this model."""
+
+
+class LossError(OODCLIPError, ValueError):
+    """A training loss was given logits or options it is not defined for."""
 
 
 class MetricError(OODCLIPError, ValueError):

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from . import encoders
+from .adapter_loading import AdapterLoadingMixin, find_base
 from .configuration_oodclip import OODCLIPConfig
 from .decisions import OODDecisionMixin
 from .errors import CheckpointError, LabelError, NonFiniteError
@@ -48,7 +49,7 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["text_bank", "ood_head"]
+    _keep_in_fp32_modules_strict = ["text_bank", "ood_head", "similarity"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -59,7 +60,7 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
+class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCLIPPreTrainedModel):
     """A CLIP zero-shot classifier with negatives, an OOD score, and a calibrated decision.
 
     Example:
@@ -103,10 +104,10 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a plain CLIP checkpoint or a full OODCLIP checkpoint, from a folder or the Hub.
+        """Load a plain CLIP checkpoint, a full OODCLIP checkpoint, or an adapter with its base.
 
         Args:
-            pretrained_model_name_or_path: Folder or Hub id.
+            pretrained_model_name_or_path: Folder or Hub id; an adapter's config names its base.
             config: A ready `OODCLIPConfig`, when you have one.
             labels: Class names; a full checkpoint brings its own.
             templates: Name, template, or list of templates for labels and mined words. By default
@@ -118,33 +119,36 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
             kwargs: As in `PreTrainedModel.from_pretrained` (`dtype`, `device_map`, `revision`, ...).
 
         Raises:
-            CheckpointError: The checkpoint is of another kind of model, or its negatives are gone.
+            AdapterError: The adapter is incomplete, or does not fit its base or the labels.
+            CheckpointError: The checkpoint is of another kind of model, or its negatives or its base are gone.
             LabelError, TemplateError, NegativesError, UnknownNameError: What is wrong with the labels,
                 templates, negatives or score.
             NonFiniteError: The text tower produces NaN.
         """
         if labels is not None:
             labels = check_labels(labels)
-        preprocessing = Preprocessing(str(pretrained_model_name_or_path), kwargs, tokenizer)
-        config, is_plain = wrapped_config(pretrained_model_name_or_path, config, kwargs)
-        output_loading_info = kwargs.pop("output_loading_info", False)
+        source = find_base(str(pretrained_model_name_or_path), kwargs)
+        preprocessing = Preprocessing(source.base, source.options, tokenizer)
+        config, is_plain = wrapped_config(source.base, config, source.options)
+        output_loading_info = source.options.pop("output_loading_info", False)
         ignored = cls._keys_to_ignore_on_load_missing
         if is_plain:
             # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
             cls._keys_to_ignore_on_load_missing = [r"^text_bank\.", r"^ood_head\."]
         try:
             loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                source.base, *model_args, config=config, output_loading_info=True, **source.options
             )
         finally:
             cls._keys_to_ignore_on_load_missing = ignored
         model, info = loaded
         lost = [name for name in info["missing_keys"] if name.startswith(("text_bank.", "ood_head."))]
         if lost:
-            raise CheckpointError(f"{pretrained_model_name_or_path} lacks {', '.join(sorted(lost))}: save it again.")
-        model.name_or_path = str(pretrained_model_name_or_path)
+            raise CheckpointError(f"{source.base} lacks {', '.join(sorted(lost))}: save it again.")
+        model.name_or_path = source.base
         model._preprocessing = preprocessing
-        model._negatives = load_negatives_file(str(pretrained_model_name_or_path), model.config, kwargs)
+        model._negatives = load_negatives_file(source.base, model.config, source.options)
+        source.load_adapter_onto(model)
         if score is not None:
             model.set_score(score)
         if labels is not None or templates is not None or negatives is not None:
@@ -205,7 +209,7 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
             average: How a prompt ensemble is averaged; None keeps the present way.
 
         Raises:
-            LabelError, TemplateError, NegativesError, NonFiniteError: See `from_pretrained`.
+            AdapterError, LabelError, TemplateError, NegativesError, NonFiniteError: See `from_pretrained`.
         """
         labels = check_labels(labels)
         duplicates = sorted({label for label in labels if labels.count(label) > 1})
@@ -221,6 +225,7 @@ class OODCLIPForImageClassification(OODDecisionMixin, OODCLIPPreTrainedModel):
         encoder = self.text_encoder()
         resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
         chosen = label_templates(asked, self.config.label_templates, resolved)
+        self.similarity.check_classes(len(labels), 0 if resolved is None else len(resolved))
         label_embeds = encoder.embed(labels, chosen, averaging)
         negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder, averaging)
 

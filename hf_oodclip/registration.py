@@ -1,4 +1,4 @@
-"""Makes transformers know this package without importing torch until somebody needs it.
+"""Makes transformers and PEFT know this package without importing torch until somebody needs it.
 
 Registering needs the modules it registers with, and those take seconds to import. So each
 registration waits until somebody has imported its module, and until that whole import has ended:
@@ -14,15 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-__all__ = ["TASK", "register_with_transformers"]
+__all__ = ["TASK", "register_with_libraries"]
 
 TASK = "ood-image-classification"
 
 _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
+_PEFT = "peft"
 # Modules whose imports are watched: those of transformers import each other, and ours import them.
-_WATCHED = ("transformers.", f"{__name__.partition('.')[0]}.")
+_WATCHED = ("transformers.", f"{_PEFT}.", f"{__name__.partition('.')[0]}.")
 
 
 class _ImportWatch(importlib.abc.MetaPathFinder):
@@ -37,7 +38,8 @@ class _ImportWatch(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not self.pending or not fullname.startswith(_WATCHED) or fullname in self._looking:
+        watched = fullname == _PEFT or fullname.startswith(_WATCHED)
+        if not self.pending or not watched or fullname in self._looking:
             return None
         self._looking.add(fullname)
         try:
@@ -130,9 +132,25 @@ def _register_pipeline() -> bool:
     return True
 
 
-def register_with_transformers() -> None:
-    """Register config, model and pipeline, each as soon as transformers has what it needs."""
-    _watch.pending = [_register_config, _register_model, _register_pipeline]
+def _register_adapters() -> bool:
+    if _PEFT not in sys.modules:
+        return False
+    from .adapters import register_adapters
+    from .errors import AdapterError
+
+    try:
+        register_adapters()
+    except AdapterError as error:
+        # Somebody is importing PEFT, perhaps for something else: using one of our adapters raises this again.
+        from transformers.utils import logging
+
+        logging.get_logger("hf_oodclip.registration").warning(str(error))
+    return True
+
+
+def register_with_libraries() -> None:
+    """Register config, model, pipeline and adapters, each as soon as its library has what it needs."""
+    _watch.pending = [_register_config, _register_model, _register_pipeline, _register_adapters]
     if _watch not in sys.meta_path:
         sys.meta_path.insert(0, _watch)
     _watch.try_pending()

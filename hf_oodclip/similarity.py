@@ -38,6 +38,9 @@ class OODSimilarity(nn.Module):
         super().__init__()
         self.dim = dim
 
+    def check_classes(self, num_labels: int, num_negatives: int) -> None:
+        """Accept any number of classes; an adapter around this may know its own, and raise `AdapterError`."""
+
     def forward(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return `[B, N]` and `[B, M]` cosines."""
         with torch.autocast(image_embeds.device.type, enabled=False):

@@ -1,0 +1,113 @@
+"""Loading adapters onto a model: the base they name, and checks before anything is changed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import CONFIG_NAME
+
+from .adapters.checking import check_adapter, find_options, read_adapter_config
+from .errors import CheckpointError
+
+__all__ = ["AdapterLoadingMixin", "ModelSource", "find_base"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a `from_pretrained` was given: base weights, and perhaps an adapter for them.
+
+    Args:
+        base: Folder or Hub id of the base.
+        options: The options to load it with.
+        adapter: Folder or Hub id of the adapter, None without one.
+        adapter_name: What to call it.
+        adapter_options: The options to load the adapter with.
+    """
+
+    base: str
+    options: dict[str, Any]
+    adapter: str | None = None
+    adapter_name: str | None = None
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+
+    def load_adapter_onto(self, model: Any) -> None:
+        """Load the adapter, if there is one."""
+        if self.adapter is not None:
+            model.load_adapter(self.adapter, self.adapter_name, adapter_kwargs=self.adapter_options)
+
+
+def find_base(source: str, kwargs: Mapping[str, Any]) -> ModelSource:
+    """Return where the base weights of a folder or Hub repo are.
+
+    That is the base an adapter names, or the source itself when it is no adapter, or an adapter that
+    lies beside a whole model.
+
+    Raises:
+        CheckpointError: The adapter names no base, or one that is not there.
+        AdapterError: Its `adapter_config.json` cannot be read.
+    """
+    options = dict(kwargs)
+    adapter_options = {**find_options(options), **(options.get("adapter_kwargs") or {})}
+    # The Auto classes have looked up the base already, and say here where they came from.
+    adapter = adapter_options.pop("_adapter_model_path", None) or source
+    content = read_adapter_config(adapter, find_options(adapter_options))
+    if content is None or (Path(adapter) / CONFIG_NAME).is_file():
+        return ModelSource(source, options)
+    base = content.get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(
+            f"{adapter} is an adapter whose adapter_config.json names no base (base_model_name_or_path): load the "
+            "base yourself, then model.load_adapter(...)."
+        )
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise CheckpointError(
+            f"{adapter} is an adapter for {base}, which does not exist here: load the base from where you have it, "
+            "then model.load_adapter(...)."
+        )
+    adapter_name = options.pop("adapter_name", None)
+    # These say where the adapter is; its config says which revision of the base it was trained on.
+    for name in ("adapter_kwargs", "revision", "subfolder"):
+        options.pop(name, None)
+    if content.get("revision"):
+        options["revision"] = content["revision"]
+    return ModelSource(base, options, adapter, adapter_name, find_options(adapter_options))
+
+
+class AdapterLoadingMixin:
+    """Checks an adapter of this package before transformers puts it on the model."""
+
+    if TYPE_CHECKING:
+        similarity: Any
+        text_bank: Any
+
+    def load_adapter(
+        self, peft_model_id: str | Path | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load an adapter from a folder or the Hub and make it active, as `PreTrainedModel.load_adapter`.
+
+        Args:
+            peft_model_id: Folder or Hub id of the adapter.
+            adapter_name: Name to give it; "default" when None.
+            args: As in `PreTrainedModel.load_adapter`.
+            kwargs: As in `PreTrainedModel.load_adapter` (`is_trainable`, `revision`, ...).
+
+        Raises:
+            AdapterError: The folder is incomplete, holds a pickle, or does not fit this model.
+        """
+        if peft_model_id is not None:
+            peft_model_id = str(peft_model_id)
+            load_config = kwargs.get("load_config")
+            downloads = {} if load_config is None else load_config.download_kwargs
+            options = find_options({**downloads, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
+            bank = self.text_bank
+            with warnings.catch_warnings():
+                # What PEFT has to say about the config is said when it loads it, not twice.
+                warnings.simplefilter("ignore")
+                check_adapter(
+                    peft_model_id, options, self.similarity.dim, len(bank.label_embeds), len(bank.negative_embeds)
+                )
+        return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,8 @@
+"""Negative feature tuning (NFT, KR-NFT): text features of labels and negatives that every image moves a little."""
+
+from .config import NFTConfig
+from .gemm import TextMap, TunedCosines, tuned_cosines
+from .layer import NFTCosines, NFTLayer
+from .model import NFTModel
+
+__all__ = ["NFTConfig", "NFTCosines", "NFTLayer", "NFTModel", "TextMap", "TunedCosines", "tuned_cosines"]
