@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftConfig
 
 from ...errors import AdapterError, unknown_name
+from .. import register_adapters
 from ..checking import find_options, refuse_pickle
 from ..peft_types import OODPeftType
 
@@ -85,6 +86,8 @@ class NFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Says at once what is wrong where importing PEFT could only warn.
+        register_adapters()
         self.peft_type = OODPeftType.OODCLIP_NFT  # type: ignore[assignment]
         if self.variant not in VARIANTS:
             raise unknown_name("NFT variant", self.variant, VARIANTS)
