@@ -77,7 +77,7 @@ def tuned_cosines(
         tensor([0.8165, 0.4082, 0.4082])
     """
     grouped = queries if queries.ndim == 3 else queries.unsqueeze(1)
-    flat = grouped.flatten(0, 1)
+    base = flat = grouped.flatten(0, 1)
     scale, shift, delta = text_map.scale, text_map.shift, text_map.delta
     terms: list[Term] = []
     rows: list[Tensor] = []
@@ -88,7 +88,11 @@ def tuned_cosines(
 
     query_offset = squared_rows = None
     if scale is not None:
-        add("classes", "cosines", (grouped * scale.unsqueeze(1)).flatten(0, 1))
+        if deltas_dtype is None:
+            # One product for `v . c + (v * scale) . c`: for a zero scale it is `v . c` bit for bit all the same.
+            base = (grouped * (1 + scale.unsqueeze(1))).flatten(0, 1)
+        else:
+            add("classes", "cosines", (grouped * scale.unsqueeze(1)).flatten(0, 1))
         add("squares", "norms", 2 * scale + scale * scale)
         if knowledge:
             add("squares", "knowledge", scale)
@@ -110,6 +114,6 @@ def tuned_cosines(
     batch = 1 if scale is None and shift is None else len(grouped)
     plan = Plan(tuple(terms), len(grouped), grouped.shape[1], batch, knowledge, deltas_dtype)
     offsets = (query_offset, squared_rows, squared_columns, knowledge_columns)
-    cosines, kept = divided_sums(plan, flat, classes, delta, offsets, rows)
+    cosines, kept = divided_sums(plan, base, classes, delta, offsets, rows)
     shape = (*queries.shape[:-1], len(classes))
     return TunedCosines(cosines.reshape(shape), kept if knowledge else None)

@@ -69,7 +69,7 @@ def divided_sums(
 
     Args:
         plan: What belongs together.
-        flat: Unit-length image features, `[B * Q, D]`.
+        flat: Image features, `[B * Q, D]`, multiplied with the classes in one product as the base does.
         classes: Unit-length text features, `[K, D]`.
         delta: Their change that is the same for all images, `[K, D]`.
         offsets: What is added to cosines `[B * Q, 1]`, to squared norms `[B, 1]` and `[K]`, and to
