@@ -21,8 +21,9 @@ TASK = "ood-image-classification"
 _AUTO_CONFIGS = "transformers.models.auto.configuration_auto"
 _AUTO_MODELS = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
+_PEFT = "peft"
 # Modules whose imports are watched: those of transformers import each other, and ours import them.
-_WATCHED = ("transformers.", "peft", f"{__name__.partition('.')[0]}.")
+_WATCHED = ("transformers.", f"{_PEFT}.", f"{__name__.partition('.')[0]}.")
 
 
 class _ImportWatch(importlib.abc.MetaPathFinder):
@@ -37,7 +38,8 @@ class _ImportWatch(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not self.pending or not fullname.startswith(_WATCHED) or fullname in self._looking:
+        watched = fullname == _PEFT or fullname.startswith(_WATCHED)
+        if not self.pending or not watched or fullname in self._looking:
             return None
         self._looking.add(fullname)
         try:
@@ -131,7 +133,7 @@ def _register_pipeline() -> bool:
 
 
 def _register_adapters() -> bool:
-    if "peft" not in sys.modules:
+    if _PEFT not in sys.modules:
         return False
     from .adapters import register_adapters
     from .errors import AdapterError
