@@ -13,6 +13,7 @@ from .registration import register_with_libraries
 
 if TYPE_CHECKING:
     from .adapters import list_adapters as list_adapters
+    from .adapters.context_prompt import ContextPromptConfig as ContextPromptConfig
     from .adapters.nft import NFTConfig as NFTConfig
     from .assets import pocket_path as pocket_path
     from .calibration import Calibration as Calibration
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Calibration": "calibration",
+    "ContextPromptConfig": "adapters.context_prompt",
     "NFTConfig": "adapters.nft",
     "Negatives": "negatives",
     "OODCLIPConfig": "configuration_oodclip",

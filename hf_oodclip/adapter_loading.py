@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import CONFIG_NAME
 
+from .adapter_record import AdapterRecord
 from .adapters.checking import check_adapter, find_options, read_adapter_config
-from .errors import CheckpointError
+from .errors import AdapterError, CheckpointError
 
 __all__ = ["AdapterLoadingMixin", "ModelSource", "find_base"]
 
@@ -35,8 +36,11 @@ class ModelSource:
     adapter_options: dict[str, Any] = field(default_factory=dict)
 
     def load_adapter_onto(self, model: Any) -> None:
-        """Load the adapter, if there is one."""
+        """Load the adapter, if there is one, with the labels, negatives, score and calibrations it was saved with."""
         if self.adapter is not None:
+            record = AdapterRecord.load(self.adapter, self.adapter_options)
+            if record is not None:
+                record.apply(model)
             model.load_adapter(self.adapter, self.adapter_name, adapter_kwargs=self.adapter_options)
 
 
@@ -81,13 +85,20 @@ class AdapterLoadingMixin:
     """Checks an adapter of this package before transformers puts it on the model."""
 
     if TYPE_CHECKING:
+        prompt_learner: Any
         similarity: Any
         text_bank: Any
+
+        @property
+        def labels(self) -> list[str]: ...
 
     def load_adapter(
         self, peft_model_id: str | Path | None = None, adapter_name: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Load an adapter from a folder or the Hub and make it active, as `PreTrainedModel.load_adapter`.
+
+        A model without labels takes those the adapter was saved with, and its negatives, score and
+        calibrations; a model that has labels keeps its own.
 
         Args:
             peft_model_id: Folder or Hub id of the adapter.
@@ -103,11 +114,25 @@ class AdapterLoadingMixin:
             load_config = kwargs.get("load_config")
             downloads = {} if load_config is None else load_config.download_kwargs
             options = find_options({**downloads, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
-            bank = self.text_bank
+            if not self.labels:
+                record = AdapterRecord.load(peft_model_id, options)
+                if record is not None:
+                    record.apply(self)
+            bank, widths = self.text_bank, (self.similarity.dim, self.prompt_learner.text_width)
             with warnings.catch_warnings():
                 # What PEFT has to say about the config is said when it loads it, not twice.
                 warnings.simplefilter("ignore")
-                check_adapter(
-                    peft_model_id, options, self.similarity.dim, len(bank.label_embeds), len(bank.negative_embeds)
-                )
+                check_adapter(peft_model_id, options, widths, len(bank.label_embeds), len(bank.negative_embeds))
         return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
+
+    def _check_classes(self, labels: list[str], num_negatives: int) -> None:
+        """Raise `AdapterError` where a loaded adapter belongs to other classes than these."""
+        for layer in (self.similarity, self.prompt_learner):
+            layer.check_classes(len(labels), num_negatives)
+            for name, config in getattr(layer, "configs", {}).items():
+                if config.is_class_specific and self.labels and labels != self.labels:
+                    raise AdapterError(
+                        f"The adapter {name!r} is class-specific: it belongs to the labels it was trained with "
+                        f"({', '.join(self.labels[:5])}, ...) and cannot take others. Unload it, or train an adapter "
+                        "without class-specific parts."
+                    )

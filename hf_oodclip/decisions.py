@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import encoders
 from .calibration import Calibration
+from .errors import LabelError, NonFiniteError
 from .image_features import iterate_image_embeds
 from .ood_head import OODHead
 from .scores import Score, ScoreInputs, get_score
@@ -17,16 +20,44 @@ __all__ = ["OODDecisionMixin"]
 
 
 class OODDecisionMixin:
-    """Adds scores and calibration to a model with an `ood_head` and `score_inputs`."""
+    """Adds scores and calibration to a model with an `ood_head` that can compare images with its classes."""
 
     ood_head: OODHead
 
     if TYPE_CHECKING:
+        clip: Any
+        config: Any
         device: torch.device
 
-        def score_inputs(
-            self, pixel_values: Tensor | None = None, image_embeds: Tensor | None = None
-        ) -> ScoreInputs: ...
+        def cosines(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def score_inputs(self, pixel_values: Tensor | None = None, image_embeds: Tensor | None = None) -> ScoreInputs:
+        """Return all that the scores need, from pixels or from stored image embeddings: one image pass.
+
+        Raises:
+            LabelError: The model has no labels yet.
+        """
+        if self.config.num_labels == 0:
+            raise LabelError(
+                "The model has no labels: load it with labels=['cat', 'dog'], or call model.set_labels([...])."
+            )
+        if not math.isfinite(self.logit_scale):
+            raise NonFiniteError("logit_scale is NaN or infinite: the checkpoint's weights are damaged.")
+        if image_embeds is None:
+            image_embeds, _ = encoders.encode_images(self.clip, pixel_values)  # type: ignore[arg-type]
+        image_embeds = image_embeds.to(torch.promote_types(image_embeds.dtype, torch.float32))
+        similarity, negative_similarity = self.cosines(image_embeds)
+        return ScoreInputs(
+            similarity=similarity,
+            negative_similarity=negative_similarity if self.config.num_negatives else None,
+            image_embeds=image_embeds,
+            logit_scale=self.logit_scale,
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor between a cosine and a logit."""
+        return float(self.clip.logit_scale.detach().float().exp())
 
     @property
     def score(self) -> Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ from torch import Tensor
 from .errors import LabelError, NonFiniteError
 
 __all__ = [
+    "bare_text_tower",
     "context_length",
+    "embed_tokens",
     "encode_images",
+    "encode_prompts",
     "encode_tokens",
     "find_overlong",
     "is_supported_model_type",
+    "text_tower_adapters",
     "text_tower_fingerprint",
     "text_tower_mode",
     "text_tower_state",
     "tokenize",
+    "vision_tower_fingerprint",
 ]
 
 SUPPORTED_MODEL_TYPES = ("clip",)
@@ -106,6 +112,55 @@ def encode_tokens(clip: Any, token_ids: Sequence[Sequence[int]], batch_size: int
     return embeds
 
 
+def encode_prompts(clip: Any, prompt_embeds: Tensor, end_positions: Tensor) -> Tensor:
+    """Return projected text embeddings `[T, D]` of prompts given as token embeddings, with gradients.
+
+    Args:
+        clip: A `CLIPModel`.
+        prompt_embeds: Token embeddings before positions are added, `[T, L, W]`. What follows the end token
+            is without effect: attention is causal.
+        end_positions: Position of the end token of each prompt, `[T]`.
+    """
+    from transformers.masking_utils import create_causal_mask
+
+    text_model = clip.text_model
+    hidden = text_model.embeddings(inputs_embeds=prompt_embeds)
+    mask = create_causal_mask(
+        config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+    )
+    output = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True)
+    hidden = text_model.final_layer_norm(output.last_hidden_state)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return clip.text_projection(hidden[rows, end_positions.to(hidden.device)])
+
+
+def embed_tokens(clip: Any, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return token embeddings `[T, L, W]`, padded to the longest row, and the length of each row `[T]`."""
+    width = max(len(row) for row in token_ids)
+    rows = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in token_ids])
+    embedding = clip.text_model.embeddings.token_embedding
+    return embedding(rows.to(embedding.weight.device)), torch.tensor([len(row) for row in token_ids])
+
+
+@contextmanager
+def bare_text_tower(clip: Any) -> Iterator[None]:
+    """Switch the adapters inside the text tower off for a while, without touching what is trainable."""
+    layers = [
+        module
+        for tower in (clip.text_model, clip.text_projection)
+        for module in tower.modules()
+        if hasattr(module, "_disable_adapters")
+    ]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
 def text_tower_state(clip: Any) -> tuple[tuple[int, int], ...]:
     """Return a cheap mark of the text tower's weights: it differs once they are changed in place."""
     modules = (clip.text_model, clip.text_projection)
@@ -114,23 +169,51 @@ def text_tower_state(clip: Any) -> tuple[tuple[int, int], ...]:
 
 def text_tower_mode(clip: Any) -> str:
     """Return what decides an embedding besides the weights: adapters switched on or off, and autocast."""
-    modes = [
+    return _mode(clip.text_model, clip.text_projection)
+
+
+def text_tower_adapters(clip: Any) -> str:
+    """Return which adapters sit inside the text tower and whether they are on; empty without any."""
+    return _adapters(clip.text_model, clip.text_projection)
+
+
+def _adapters(*modules: Any) -> str:
+    return "|".join(
         f"{name}: {module.disable_adapters} {module.active_adapters} {getattr(module, 'scaling', None)}"
-        for tower in (clip.text_model, clip.text_projection)
+        for tower in modules
         for name, module in tower.named_modules()
         if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters")
-    ]
-    device = clip.text_projection.weight.device.type
+    )
+
+
+def _mode(*modules: Any) -> str:
+    modes = [_adapters(*modules)]
+    device = modules[-1].weight.device.type
     if torch.is_autocast_enabled(device):
         modes.append(str(torch.get_autocast_dtype(device)))
-    return "|".join(modes)
+    return "|".join(filter(None, modes))
 
 
 def text_tower_fingerprint(clip: Any) -> str:
     """Return a hash of the text tower: architecture, weights and dtypes, adapters in it included."""
+    return _fingerprint(clip.config.text_config, clip.text_model, clip.text_projection)
+
+
+def vision_tower_fingerprint(clip: Any) -> str:
+    """Return a hash of what decides an image embedding: the vision tower, adapters in it and whether they are
+    switched on, and autocast.
+    """
+    modules = (clip.vision_model, clip.visual_projection)
+    mode = _mode(*modules)
+    return _fingerprint(clip.config.vision_config, *modules) + (
+        hashlib.blake2b(mode.encode(), digest_size=8).hexdigest() if mode else ""
+    )
+
+
+def _fingerprint(config: Any, *modules: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(sorted(clip.config.text_config.to_dict().items(), key=str)).encode())
-    for module in (clip.text_model, clip.text_projection):
+    digest.update(repr(sorted(config.to_dict().items(), key=str)).encode())
+    for module in modules:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             raw = tensor.detach().to("cpu").contiguous().flatten()

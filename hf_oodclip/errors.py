@@ -14,6 +14,8 @@ __all__ = [
     "AdapterError",
     "CalibrationError",
     "CheckpointError",
+    "DataError",
+    "FeatureStoreError",
     "ImageReadError",
     "LabelError",
     "LossError",
@@ -59,6 +61,10 @@ class ImageReadError(OODCLIPError, ValueError):
     """An image could not be read (missing, empty, truncated, not an image)."""
 
 
+class FeatureStoreError(OODCLIPError, ValueError):
+    """Image features cannot be computed, kept, or selected as asked."""
+
+
 class CalibrationError(OODCLIPError, ValueError):
     """A calibration cannot be made or does not fit the score in use."""
 
@@ -73,6 +79,10 @@ class AdapterError(OODCLIPError, ValueError):
 
 class LossError(OODCLIPError, ValueError):
     """A training loss was given logits or options it is not defined for."""
+
+
+class DataError(OODCLIPError, ValueError):
+    """Images or their labels cannot be loaded or chosen as asked."""
 
 
 class MetricError(OODCLIPError, ValueError):

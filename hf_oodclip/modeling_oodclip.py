@@ -1,6 +1,5 @@
 """OODCLIPForImageClassification: a CLIP checkpoint as a classifier that knows what it does not know."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from . import encoders
+from .adapted_text import AdaptedTextMixin
 from .adapter_loading import AdapterLoadingMixin, find_base
+from .adapter_record import AdapterRecord
 from .configuration_oodclip import OODCLIPConfig
 from .decisions import OODDecisionMixin
-from .errors import CheckpointError, LabelError, NonFiniteError
+from .errors import CheckpointError
 from .loading import (
     NEGATIVES_FILE,
     Preprocessing,
@@ -27,7 +28,8 @@ from .loading import (
 )
 from .negatives import Negatives
 from .ood_head import OODHead
-from .scores import Score, ScoreInputs
+from .prompt_learner import OODPromptLearner
+from .scores import Score
 from .similarity import OODImageClassifierOutput, OODSimilarity
 from .templates import resolve_templates
 from .text_bank import Average, Float32Module, TextBank, TextEncoder, check_labels
@@ -60,7 +62,7 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCLIPPreTrainedModel):
+class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDecisionMixin, OODCLIPPreTrainedModel):
     """A CLIP zero-shot classifier with negatives, an OOD score, and a calibrated decision.
 
     Example:
@@ -80,7 +82,9 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCL
         self.clip = CLIPModel._from_config(clip_config)
         dim = clip_config.projection_dim
         self.text_bank = TextBank(len(config.label_names), config.num_negatives, dim)
+        self.prompt_learner = OODPromptLearner(clip_config.text_config.hidden_size, dim)
         self.similarity = OODSimilarity(dim)
+        self._adapted: dict[bool, Any] = {}
         self.ood_head = OODHead(config)
         self._negatives: Negatives | None = None
         self._preprocessing = Preprocessing(config.name_or_path or None)
@@ -156,10 +160,17 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCL
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder from which everything comes back: weights, bank, score, calibration, processor."""
+        """Write a folder from which everything comes back: weights, bank, score, calibration, processor.
+
+        With adapters loaded, as in transformers, the active one is written instead of the whole model.
+        """
         if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
             # Before the weights: an upload asked for by push_to_hub=True takes what is there by then.
             Path(save_directory).mkdir(parents=True, exist_ok=True)
+            if getattr(self, "_hf_peft_config_loaded", False):
+                AdapterRecord.of(self).save(save_directory)
+                super().save_pretrained(save_directory, *args, **kwargs)
+                return
             if self._negatives is not None:
                 self._negatives.save(Path(save_directory) / NEGATIVES_FILE)
             self._preprocessing.save(save_directory)
@@ -223,11 +234,13 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCL
         averaging: Any = self.config.template_average if average is None else average
         asked = None if templates is None else resolve_templates(templates)
         encoder = self.text_encoder()
-        resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
-        chosen = label_templates(asked, self.config.label_templates, resolved)
-        self.similarity.check_classes(len(labels), 0 if resolved is None else len(resolved))
-        label_embeds = encoder.embed(labels, chosen, averaging)
-        negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder, averaging)
+        # The bank is the bare model's: adapters come on top of it, and go.
+        with encoders.bare_text_tower(self.clip):
+            resolved = resolve_negatives(negatives, self._negatives, labels, asked, encoder)
+            chosen = label_templates(asked, self.config.label_templates, resolved)
+            self._check_classes(labels, 0 if resolved is None else len(resolved))
+            label_embeds = encoder.embed(labels, chosen, averaging)
+            negative_embeds = label_embeds[:0] if resolved is None else resolved.embed(encoder, averaging)
 
         self.text_bank.update(label_embeds, negative_embeds)
         self._negatives = resolved
@@ -239,36 +252,6 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, OODDecisionMixin, OODCL
         if self.ood_head.calibrations:
             logger.warning("The labels changed, so the calibration was dropped: calibrate again.")
             self.ood_head.set_calibrations([])
-
-    def score_inputs(self, pixel_values: Tensor | None = None, image_embeds: Tensor | None = None) -> ScoreInputs:
-        """Return all that the scores need, from pixels or from stored image embeddings: one image pass.
-
-        Raises:
-            LabelError: The model has no labels yet.
-        """
-        if self.config.num_labels == 0:
-            raise LabelError(
-                "The model has no labels: load it with labels=['cat', 'dog'], or call model.set_labels([...])."
-            )
-        if not math.isfinite(self.logit_scale):
-            raise NonFiniteError("logit_scale is NaN or infinite: the checkpoint's weights are damaged.")
-        if image_embeds is None:
-            image_embeds, _ = encoders.encode_images(self.clip, pixel_values)  # type: ignore[arg-type]
-        image_embeds = image_embeds.to(torch.promote_types(image_embeds.dtype, torch.float32))
-        similarity, negative_similarity = self.similarity(
-            image_embeds, self.text_bank.label_embeds, self.text_bank.negative_embeds
-        )
-        return ScoreInputs(
-            similarity=similarity,
-            negative_similarity=negative_similarity if self.config.num_negatives else None,
-            image_embeds=image_embeds,
-            logit_scale=self.logit_scale,
-        )
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor between a cosine and a logit."""
-        return float(self.clip.logit_scale.detach().float().exp())
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> OODImageClassifierOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,6 +87,28 @@ class OODHead(Float32Module):
         for position, calibration in enumerate(calibrations):
             scores: Tensor = calibration.ood_scores.detach().clone().to(device=device, dtype=torch.float32)
             self.register_buffer(f"{_CALIBRATION}{position}", scores)
+
+    def restore(
+        self,
+        score_record: dict[str, Any] | None,
+        calibrations: list[dict[str, Any]],
+        tensors: Mapping[str, Tensor],
+        device: torch.device | None = None,
+    ) -> None:
+        """Take the score and calibrations of a saved head, as config records and buffers by name.
+
+        Raises:
+            KeyError: A tensor is missing.
+        """
+        self.set_score(None)
+        self.config.score_record = score_record
+        for name in (score_record or {}).get("state", {}):
+            self.register_buffer(_STATE + name, tensors[_STATE + name].to(device, torch.float32))
+        restored = [
+            Calibration.from_dict(record, tensors[f"{_CALIBRATION}{position}"])
+            for position, record in enumerate(calibrations)
+        ]
+        self.set_calibrations(restored, device)
 
     def add_calibration(self, calibration: Calibration, device: torch.device | None = None) -> None:
         """Store a calibration, in place of an earlier one of the same score."""

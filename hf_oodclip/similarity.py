@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers.utils import ModelOutput
 
-__all__ = ["OODImageClassifierOutput", "OODSimilarity"]
+__all__ = ["OODImageClassifierOutput", "OODSimilarity", "TrainingCosines"]
 
 
 @dataclass
@@ -31,6 +31,24 @@ class OODImageClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+@dataclass(frozen=True)
+class TrainingCosines:
+    """What the losses need of one batch: cosines, and how far every text feature was moved.
+
+    Args:
+        labels: Cosines with the adapted label features, `[B, N]`, or `[B, Q, N]` for crops.
+        negatives: Cosines with the adapted negative features, `[B, M]` or `[B, Q, M]`.
+        kept_labels: Cosines of adapted with original label features, `[B, N]`; `[1, N]` when they are
+            the same for all images.
+        kept_negatives: The same of the negatives.
+    """
+
+    labels: Tensor
+    negatives: Tensor
+    kept_labels: Tensor
+    kept_negatives: Tensor
+
+
 class OODSimilarity(nn.Module):
     """Cosines of images with labels and negatives, in fp32: the place where feature adapters act."""
 
@@ -42,12 +60,36 @@ class OODSimilarity(nn.Module):
         """Accept any number of classes; an adapter around this may know its own, and raise `AdapterError`."""
 
     def forward(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `[B, N]` and `[B, M]` cosines."""
-        with torch.autocast(image_embeds.device.type, enabled=False):
-            return self._cosines(image_embeds, label_embeds, negative_embeds)
+        """Return `[B, N]` and `[B, M]` cosines of `[B, D]` images.
 
-    def _cosines(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(image_embeds.dtype, label_embeds.dtype)
-        images = normalize(image_embeds.to(dtype), dim=-1)
-        labels, negatives = (normalize(e.to(dtype), dim=-1) for e in (label_embeds, negative_embeds))
-        return images @ labels.T, images @ negatives.T
+        Text features are `[K, D]`, or `[B, K, D]` where every image has its own.
+        """
+        found = self.training_cosines(image_embeds, label_embeds, negative_embeds)
+        return found.labels, found.negatives
+
+    def training_cosines(
+        self,
+        image_embeds: Tensor,
+        label_embeds: Tensor,
+        negative_embeds: Tensor,
+        queries: Tensor | None = None,
+    ) -> TrainingCosines:
+        """Return the cosines of images, or of their crops (`queries`, `[B, Q, D]`), with nothing moved."""
+        dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, label_embeds.dtype), torch.float32)
+        asked = image_embeds if queries is None else queries
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            images = normalize(asked.to(dtype), dim=-1)
+            labels, negatives = (
+                _products(images, normalize(embeds.to(dtype), dim=-1)) for embeds in (label_embeds, negative_embeds)
+            )
+        kept = (images.new_ones(1, embeds.shape[-2]) for embeds in (label_embeds, negative_embeds))
+        return TrainingCosines(labels, negatives, *kept)
+
+
+def _products(images: Tensor, texts: Tensor) -> Tensor:
+    """Return `[B, K]` or `[B, Q, K]` products with `[K, D]` or `[B, K, D]` texts."""
+    if texts.ndim == 2:
+        return images @ texts.T
+    if images.ndim == 3:
+        return images @ texts.mT
+    return (texts @ images.unsqueeze(-1)).squeeze(-1)

@@ -34,6 +34,15 @@ class AdapterInfo:
 
 
 ADAPTERS: dict[str, AdapterInfo] = {
+    "context_prompt": AdapterInfo(
+        classes="context_prompt:ContextPromptConfig:ContextPromptModel",
+        peft_type=OODPeftType.OODCLIP_CONTEXT_PROMPT,
+        title="Context prompts (CoOp, CoCoOp)",
+        paper="Learning to Prompt for Vision-Language Models; Conditional Prompt Learning for Vision-Language Models",
+        venue="IJCV and CVPR",
+        year=2022,
+        url="https://arxiv.org/abs/2109.01134",
+    ),
     "nft": AdapterInfo(
         classes="nft:NFTConfig:NFTModel",
         peft_type=OODPeftType.OODCLIP_NFT,

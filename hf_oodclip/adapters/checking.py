@@ -32,7 +32,7 @@ _FIND_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 class HasParameterShapes(Protocol):
     """The config of an adapter of this package."""
 
-    def parameter_shapes(self, dim: int) -> dict[str, tuple[int, ...]]: ...
+    def parameter_shapes(self, dim: int, text_width: int = 0) -> dict[str, tuple[int, ...]]: ...
 
 
 def read_adapter_config(source: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -91,13 +91,15 @@ def adapter_weights_file(source: str, options: Mapping[str, Any]) -> str:
     return path
 
 
-def check_adapter(source: str, options: Mapping[str, Any], dim: int, num_labels: int, num_negatives: int) -> None:
+def check_adapter(
+    source: str, options: Mapping[str, Any], widths: tuple[int, int], num_labels: int, num_negatives: int
+) -> None:
     """Raise unless an adapter of this package fits a model; other kinds of adapter are PEFT's business.
 
     Args:
         source: Folder or Hub id.
         options: Where on the Hub, see `find_options`.
-        dim: Embedding width of the model.
+        widths: Widths of the embeddings and of the text tower's token embeddings.
         num_labels: Its labels; 0 when they come later.
         num_negatives: Its negatives.
 
@@ -118,17 +120,20 @@ def check_adapter(source: str, options: Mapping[str, Any], dim: int, num_labels:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged ({error}): fetch or save the adapter again.") from error
-    check_shapes(source, config, dim, shapes, model_class.prefix)
+    check_shapes(source, config, *widths, shapes, model_class.prefix)
     config.settle_classes(num_labels, num_negatives)
 
 
-def check_shapes(what: str, config: Any, dim: int, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
+def check_shapes(
+    what: str, config: Any, dim: int, text_width: int, shapes: Mapping[str, tuple[int, ...]], prefix: str
+) -> None:
     """Raise unless the tensors of a file are those of the config, see `check_parameters`.
 
     Args:
         what: How to call the adapter in a message.
         config: The adapter's config.
         dim: Embedding width of the model.
+        text_width: Width of its text tower's token embeddings.
         shapes: Shapes in the file, by full name.
         prefix: Prefix of the adapter's parameters.
     """
@@ -138,11 +143,16 @@ def check_shapes(what: str, config: Any, dim: int, shapes: Mapping[str, tuple[in
         for name, shape in shapes.items()
         if marker in name or not config.modules_to_save
     }
-    check_parameters(what, config, dim, found, prefix)
+    check_parameters(what, config, dim, text_width, found, prefix)
 
 
 def check_parameters(
-    what: str, config: HasParameterShapes, dim: int, found: Mapping[str, tuple[int, ...]], prefix: str
+    what: str,
+    config: HasParameterShapes,
+    dim: int,
+    text_width: int,
+    found: Mapping[str, tuple[int, ...]],
+    prefix: str,
 ) -> None:
     """Raise unless the weights are exactly those of the config at this embedding width.
 
@@ -150,13 +160,14 @@ def check_parameters(
         what: How to call the adapter in a message.
         config: The adapter's config.
         dim: Embedding width of the model.
+        text_width: Width of its text tower's token embeddings.
         found: Shapes in the file, by name of the parameter without prefix.
         prefix: Prefix of the parameters.
 
     Raises:
         AdapterError: Parameters are missing, unknown, or of another shape.
     """
-    wanted = {name.removeprefix(prefix): shape for name, shape in config.parameter_shapes(dim).items()}
+    wanted = {name.removeprefix(prefix): shape for name, shape in config.parameter_shapes(dim, text_width).items()}
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unknown:
         raise AdapterError(

@@ -14,4 +14,8 @@ class OODPeftType(enum.StrEnum):
     hashes as, the string in the file. The names carry ours, so that none of PEFT's can collide.
     """
 
+    OODCLIP_CLIP_ADAPTER = "OODCLIP_CLIP_ADAPTER"
+    OODCLIP_CONTEXT_PROMPT = "OODCLIP_CONTEXT_PROMPT"
     OODCLIP_NFT = "OODCLIP_NFT"
+    OODCLIP_SSF = "OODCLIP_SSF"
+    OODCLIP_TASK_RESIDUAL = "OODCLIP_TASK_RESIDUAL"

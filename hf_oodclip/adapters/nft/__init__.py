@@ -2,7 +2,7 @@
 
 from .config import NFTConfig
 from .gemm import TextMap, TunedCosines, tuned_cosines
-from .layer import NFTCosines, NFTLayer
+from .layer import NFTLayer
 from .model import NFTModel
 
-__all__ = ["NFTConfig", "NFTCosines", "NFTLayer", "NFTModel", "TextMap", "TunedCosines", "tuned_cosines"]
+__all__ = ["NFTConfig", "NFTLayer", "NFTModel", "TextMap", "TunedCosines", "tuned_cosines"]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
-
-from peft import PeftConfig
+from typing import ClassVar
 
 from ...errors import AdapterError, unknown_name
-from .. import register_adapters
-from ..checking import find_options, refuse_pickle
+from ..base import OODAdapterConfig, class_numbers_error
 from ..peft_types import OODPeftType
 
 __all__ = ["VARIANTS", "NFTConfig"]
@@ -27,7 +24,7 @@ _DELTAS_DTYPES = ("bfloat16", "float16")
 
 
 @dataclass
-class NFTConfig(PeftConfig):
+class NFTConfig(OODAdapterConfig):
     """Settings of an adapter that moves the text features of labels and negatives, an image at a time.
 
     With `v` the image feature and `c` a text feature (both unit length), `s` the group it belongs to
@@ -74,57 +71,35 @@ class NFTConfig(PeftConfig):
     num_negatives: int | None = field(
         default=None, metadata={"help": "Negatives of a `class_specific` adapter; None takes those of the model."}
     )
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the module it acts on; None is the model's `similarity`."}
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names of modules to leave alone, as in every PEFT config."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Other modules to train and save whole, as in every PEFT config."}
-    )
+    adapter_type: ClassVar[OODPeftType] = OODPeftType.OODCLIP_NFT
+    title: ClassVar[str] = "NFT"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Says at once what is wrong where importing PEFT could only warn.
-        register_adapters()
-        self.peft_type = OODPeftType.OODCLIP_NFT  # type: ignore[assignment]
         if self.variant not in VARIANTS:
             raise unknown_name("NFT variant", self.variant, VARIANTS)
         if self.deltas_dtype is not None and self.deltas_dtype not in _DELTAS_DTYPES:
             raise unknown_name("deltas_dtype", self.deltas_dtype, _DELTAS_DTYPES, "None computes all in float32.")
         if not isinstance(self.conditional, bool):
             raise AdapterError(f"NFT: conditional must be True or False, got {self.conditional!r}.")
-        self._check_count("hidden_size", self.hidden_size, 1)
+        self.check_count("hidden_size", 1)
         if isinstance(self.residual_scale, bool) or not isinstance(self.residual_scale, int | float):
             raise AdapterError(f"NFT: residual_scale must be a number, got {self.residual_scale!r}.")
         if not math.isfinite(self.residual_scale) or self.residual_scale == 0:
             raise AdapterError(f"NFT: residual_scale must be finite and not 0, got {self.residual_scale!r}.")
         for name, least in (("num_labels", 1), ("num_negatives", 0)):
-            if (value := getattr(self, name)) is not None:
-                self._check_count(name, value, least)
+            if getattr(self, name) is not None:
+                self.check_count(name, least)
                 if self.variant != "class_specific":
                     raise AdapterError(
                         f"NFT: {name} belongs to variant 'class_specific'; {self.variant!r} works with any number "
                         "of classes. Leave it out."
                     )
 
-    @staticmethod
-    def _check_count(name: str, value: object, least: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise AdapterError(f"NFT: {name} must be a whole number, at least {least}, got {value!r}.")
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> Any:
-        """Read the config of an adapter folder or Hub repo, as every PEFT config does.
-
-        Raises:
-            AdapterError: The adapter's weights are a pickle, which PEFT would go on to open.
-        """
-        refuse_pickle(str(pretrained_model_name_or_path), find_options({**kwargs, "subfolder": subfolder}))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+    @property
+    def is_class_specific(self) -> bool:
+        """Whether the adapter belongs to the very classes it was trained with."""
+        return self.variant == "class_specific"
 
     def settle_classes(self, num_labels: int, num_negatives: int) -> None:
         """Take the numbers of classes of a model, where this adapter depends on them, or check them.
@@ -143,13 +118,9 @@ class NFTConfig(PeftConfig):
         if self.num_negatives is None:
             self.num_negatives = num_negatives
         if (self.num_labels, self.num_negatives) != (num_labels, num_negatives):
-            raise AdapterError(
-                f"This class-specific NFT adapter is for {self.num_labels} labels and {self.num_negatives} "
-                f"negatives, not for {num_labels} and {num_negatives}. Use exactly the classes it was trained "
-                "with, or an adapter of variant 'binary', which works with any classes."
-            )
+            raise class_numbers_error(self.title, (self.num_labels, self.num_negatives), (num_labels, num_negatives))
 
-    def parameter_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+    def parameter_shapes(self, dim: int, text_width: int = 0) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter of an adapter for embeddings of width `dim`, by name.
 
         Two rows are for labels and negatives, in this order; one is for both.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ...errors import AdapterError
-from ...similarity import OODSimilarity
+from ...similarity import TrainingCosines
+from ..base import OODAdapterLayer
 from .config import NFTConfig
-from .gemm import TextMap, tuned_cosines
+from .gemm import TextMap, TunedCosines, tuned_cosines
 
-__all__ = ["NFTCosines", "NFTLayer"]
+__all__ = ["NFTLayer"]
 
 _PARAMETERS = (
     "tuned_scale",
@@ -30,103 +28,21 @@ _PARAMETERS = (
 )
 
 
-@dataclass(frozen=True)
-class NFTCosines:
-    """What training needs of one batch: cosines, and how far every text feature was moved.
-
-    Args:
-        labels: Cosines with moved label features, `[B, N]`, or `[B, Q, N]` for crops.
-        negatives: Cosines with moved negative features, `[B, M]` or `[B, Q, M]`.
-        kept_labels: Cosines of moved with original label features, `[B, N]`; `[1, N]` when they are
-            the same for all images.
-        kept_negatives: The same of the negatives.
-    """
-
-    labels: Tensor
-    negatives: Tensor
-    kept_labels: Tensor
-    kept_negatives: Tensor
-
-
-class NFTLayer(nn.Module, BaseTunerLayer):
+class NFTLayer(OODAdapterLayer):
     """Holds the NFT adapters of a model by name, and computes cosines with the active one.
 
     Parameters are kept as changes: `tuned_scale` is `w - 1` in the notation of `NFTConfig`, so that zero
     is the identity and weight decay pulls towards it. The networks of labels and negatives are stacked.
-
-    Args:
-        base_layer: The `similarity` of the model.
-        adapter_name: Name of the first adapter.
-        config: Its settings.
-        device: Where its parameters go.
     """
 
     adapter_layer_names = _PARAMETERS
-    other_param_names = ("configs",)
+    title = "NFT"
 
-    def __init__(
-        self, base_layer: OODSimilarity, adapter_name: str, config: NFTConfig, device: torch.device | None = None
-    ) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.configs: dict[str, NFTConfig] = {}
-        for name in _PARAMETERS:
-            setattr(self, name, nn.ParameterDict())
-        self.update_layer(adapter_name, config, device)
-
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings."""
-        return self.base_layer.dim
-
-    def update_layer(self, adapter_name: str, config: NFTConfig, device: torch.device | None = None) -> None:
-        """Add an adapter that changes nothing yet."""
-        for name, shape in config.parameter_shapes(self.dim).items():
-            values = torch.zeros(shape, device=device)
-            if "_down_" in name:
-                # As torch initialises a linear layer of this width.
-                bound = 1 / math.sqrt(self.dim)
-                nn.init.uniform_(values, -bound, bound)
-            getattr(self, name)[adapter_name] = nn.Parameter(values)
-        self.configs[adapter_name] = config
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def check_classes(self, num_labels: int, num_negatives: int, adapter_name: str | None = None) -> None:
-        """Raise `AdapterError` when an adapter that knows its classes is given another number of them.
-
-        Args:
-            num_labels: How many labels there are, or would be.
-            num_negatives: How many negatives.
-            adapter_name: Ask this adapter; all of them when None.
-        """
-        for name, config in self.configs.items():
-            if adapter_name in (None, name):
-                config.settle_classes(num_labels, num_negatives)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise AdapterError(
-            "NFT moves the text features anew for every image, so it cannot be merged into the model; keep it "
-            "active, or call unload() for the model without it."
-        )
-
-    def unmerge(self) -> None:
-        """Do nothing: NFT is never merged."""
-
-    def acting_adapter(self) -> str | None:
-        """Return the name of the adapter that acts, or None when the base does.
-
-        Raises:
-            AdapterError: Two NFT adapters are active at once.
-        """
-        acting = [name for name in self.active_adapters if name in self.configs]
-        if self.disable_adapters or not acting:
-            return None
-        if len(acting) > 1:
-            raise AdapterError(
-                f"The NFT adapters {acting} are active together, but their maps do not add up: activate one, "
-                f"such as set_adapter({acting[0]!r})."
-            )
-        return acting[0]
+    def initialise(self, name: str, values: Tensor, config: NFTConfig, model: Any) -> None:
+        if "_down_" in name:
+            # As torch initialises a linear layer of this width.
+            bound = 1 / math.sqrt(self.dim)
+            nn.init.uniform_(values, -bound, bound)
 
     def forward(self, image_embeds: Tensor, label_embeds: Tensor, negative_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return `[B, N]` and `[B, M]` cosines."""
@@ -142,7 +58,7 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         label_embeds: Tensor,
         negative_embeds: Tensor,
         queries: Tensor | None = None,
-    ) -> NFTCosines:
+    ) -> TrainingCosines:
         """Return the cosines of images, or of their crops, with the knowledge cosines `c . c'`.
 
         Args:
@@ -151,17 +67,14 @@ class NFTLayer(nn.Module, BaseTunerLayer):
             negative_embeds: Text features of the negatives, `[M, D]`.
             queries: Features to compare with the moved text features, `[B, Q, D]`, such as Q crops an
                 image; the images themselves when None.
-
-        Raises:
-            AdapterError: No NFT adapter is active.
         """
         adapter_name = self.acting_adapter()
         if adapter_name is None:
-            raise AdapterError(f"No NFT adapter is active (there are {sorted(self.configs)}): call set_adapter first.")
+            return self.base_layer.training_cosines(image_embeds, label_embeds, negative_embeds, queries)
         labels, negatives = self._cosines(
             adapter_name, image_embeds, label_embeds, negative_embeds, queries, knowledge=True
         )
-        return NFTCosines(labels[0], negatives[0], labels[1], negatives[1])
+        return TrainingCosines(labels[0], negatives[0], labels[1], negatives[1])
 
     def _cosines(
         self,
@@ -173,7 +86,15 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         knowledge: bool,
     ) -> tuple[Any, Any]:
         config = self.configs[adapter_name]
-        self.check_classes(len(label_embeds), len(negative_embeds), adapter_name)
+        self.check_classes(label_embeds.shape[-2], negative_embeds.shape[-2], adapter_name)
+        if label_embeds.ndim == 3 or negative_embeds.ndim == 3:
+            found = []
+            for row in range(len(image_embeds)):
+                own_labels = label_embeds[row] if label_embeds.ndim == 3 else label_embeds
+                own_negatives = negative_embeds[row] if negative_embeds.ndim == 3 else negative_embeds
+                image, query = image_embeds[row : row + 1], None if queries is None else queries[row : row + 1]
+                found.append(self._cosines(adapter_name, image, own_labels, own_negatives, query, knowledge))
+            return _together([each[0] for each in found]), _together([each[1] for each in found])
         dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, label_embeds.dtype), torch.float32)
         # Cosines lose their meaning in half precision, whatever an autocast region around this says.
         with torch.autocast(image_embeds.device.type, enabled=False):
@@ -228,3 +149,9 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         hidden = torch.baddbmm(weights("down_bias").unsqueeze(1), inputs, weights("down_weight").mT).relu()
         outputs = torch.baddbmm(weights("up_bias").unsqueeze(1), hidden, weights("up_weight").mT)
         return outputs * self.configs[name].residual_scale
+
+
+def _together(found: list[TunedCosines]) -> TunedCosines:
+    """Put the cosines of single images into one batch."""
+    knowledge = [each.knowledge for each in found if each.knowledge is not None]
+    return TunedCosines(torch.cat([each.cosines for each in found]), torch.cat(knowledge) if knowledge else None)

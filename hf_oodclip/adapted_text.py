@@ -1,0 +1,233 @@
+"""Text features under the active adapters: as the text bank has them, or made anew where an adapter changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+
+from . import encoders
+from .similarity import TrainingCosines
+
+__all__ = ["AdaptedTextMixin"]
+
+# Prompts a pass of the text tower: what it keeps for the backward is bounded by this.
+MAX_PROMPTS = 512
+
+# Texts of one kind with the templates that prompt them.
+Texts = list[tuple[Sequence[str], Sequence[str]]]
+
+
+class AdaptedTextMixin:
+    """Gives a model cosines under whatever adapters are active: feature maps, context prompts, tuned towers.
+
+    The text bank always holds the features of the bare model, so that switching adapters cannot leave it
+    stale. Where an adapter changes the text features, they are made once and kept until it changes.
+    """
+
+    if TYPE_CHECKING:
+        clip: Any
+        config: Any
+        text_bank: Any
+        similarity: Any
+        prompt_learner: Any
+        text_encoder: Any
+
+        @property
+        def labels(self) -> list[str]: ...
+
+        @property
+        def negatives(self) -> Any: ...
+
+        @property
+        def tokenizer(self) -> Any: ...
+
+        _adapted: dict[bool, tuple[Any, Tensor]]
+
+    def cosines(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cosines of images `[B, D]` with labels, `[B, N]`, and negatives, `[B, M]`."""
+        if not self._prompts_need_images():
+            return self.similarity(image_embeds, *self.text_features())
+        parts = [self.similarity(images, *self._text_features_of(images)) for images in self._chunks(image_embeds)]
+        labels, negatives = zip(*parts, strict=True)
+        return torch.cat(labels), torch.cat(negatives)
+
+    def training_cosines(
+        self, image_embeds: Tensor, queries: Tensor | None = None, with_negatives: bool = True
+    ) -> TrainingCosines:
+        """Return what the losses need: cosines, and how far the text features have moved, with gradients.
+
+        Args:
+            image_embeds: The images, which move the text features of a conditional adapter, `[B, D]`.
+            queries: Features to compare instead of the images, such as crops, `[B, Q, D]`.
+            with_negatives: Leave the negatives out when False; making their features can be slow.
+        """
+        if not self._prompts_need_images():
+            labels, negatives = self.text_features(with_negatives)
+            return self._compare(image_embeds, queries, labels, negatives)
+        parts = []
+        for rows in self._chunks(torch.arange(len(image_embeds))):
+            images = image_embeds[rows]
+            labels, negatives = self._text_features_of(images, with_negatives)
+            parts.append(self._compare(images, None if queries is None else queries[rows], labels, negatives))
+        names = ("labels", "negatives", "kept_labels", "kept_negatives")
+        return TrainingCosines(*(torch.cat([_a_row_each(getattr(p, n), len(p.labels)) for p in parts]) for n in names))
+
+    def text_features(self, with_negatives: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the text features of labels `[N, D]` and negatives `[M, D]` under the active adapters.
+
+        Feature maps (NFT, TaskRes, ...) act later, on the cosines.
+        """
+        bank = self.text_bank
+        label_embeds, negative_embeds = bank.label_embeds, bank.negative_embeds
+        if not with_negatives:
+            negative_embeds = negative_embeds[:0]
+        if self._adaptation() is not None:
+            label_embeds = self._adapted_features(is_negative=False)
+            if len(negative_embeds):
+                negative_embeds = self._adapted_features(is_negative=True)
+        return label_embeds, negative_embeds
+
+    # ---- what the adapters change -----------------------------------------------------------------
+
+    def _adaptation(self) -> tuple[Any, ...] | None:
+        """Return a mark of all that makes text features differ from the bank's, or None where nothing does."""
+        prompt_adapter = self.prompt_learner.acting_adapter()
+        # Looking through the text tower costs something for every batch: only where there is an adapter.
+        tower = encoders.text_tower_adapters(self.clip) if hasattr(self, "peft_config") else ""
+        if prompt_adapter is None and not tower:
+            return None
+        words = [(id(value), value._version) for value in self._prompt_parameters()]
+        return prompt_adapter, tower, encoders.text_tower_state(self.clip), tuple(words)
+
+    def _prompt_parameters(self) -> list[Tensor]:
+        name = self.prompt_learner.acting_adapter()
+        return [] if name is None else [value for key, value in self.prompt_learner.named_parameters() if name in key]
+
+    def _prompts_need_images(self) -> bool:
+        return self.prompt_learner.acting_adapter() is not None and self.prompt_learner.config.conditional
+
+    def _uses_context(self, is_negative: bool) -> bool:
+        learner = self.prompt_learner
+        return learner.acting_adapter() is not None and not (is_negative and learner.config.negative_context == "none")
+
+    def _texts(self, is_negative: bool) -> Texts:
+        if not is_negative:
+            return [(self.labels, self.config.label_templates)]
+        return [(words, self.negatives.templates[kind]) for kind, words in self.negatives.words.items()]
+
+    def _adapted_features(self, is_negative: bool) -> Tensor:
+        tunable = [*self._prompt_parameters(), *self.clip.text_model.parameters()]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tunable):
+            return self._make_features(is_negative)
+        texts = self._texts(is_negative)
+        mark = (self._adaptation(), self.config.template_average, [(tuple(t), tuple(p)) for t, p in texts])
+        known = self._adapted.get(is_negative)
+        if known is None or known[0] != mark:
+            training = self.clip.training
+            self.clip.eval()
+            try:
+                with torch.no_grad():
+                    self._adapted[is_negative] = known = (mark, self._make_features(is_negative))
+            finally:
+                self.clip.train(training)
+        return known[1].to(self.text_bank.label_embeds.device)
+
+    def _make_features(self, is_negative: bool) -> Tensor:
+        texts = self._texts(is_negative)
+        if self._uses_context(is_negative):
+            return self._with_context([text for listed, _ in texts for text in listed], is_negative)[0]
+        if not torch.is_grad_enabled():
+            encoder, average = self.text_encoder(), self.config.template_average
+            parts = [encoder.embed(listed, templates, average) for listed, templates in texts]
+            return torch.cat(parts).to(self.text_bank.label_embeds)
+        return torch.cat([self._with_templates(listed, templates) for listed, templates in texts])
+
+    def _with_templates(self, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Return what `TextEncoder.embed` does, with gradients."""
+        average = self.config.template_average
+        parts = []
+        for template in templates:
+            token_ids = encoders.tokenize(self.tokenizer, [template.replace("{}", text) for text in texts])
+            embeds = self._encode(token_ids, lambda chunk: encoders.embed_tokens(self.clip, chunk))
+            parts.append(normalize(embeds, dim=-1) if average == "normalized" else embeds)
+        mean = torch.stack(parts).mean(0)
+        return mean if average == "unnormalized" else normalize(mean, dim=-1)
+
+    def _with_context(self, texts: Sequence[str], is_negative: bool, images: Tensor | None = None) -> Tensor:
+        """Return the features of prompts with learnt words, `[1, T, D]`, or `[B, T, D]` for images."""
+        learner = self.prompt_learner
+        suffix = learner.config.suffix
+        names = [len(ids) - 2 for ids in encoders.tokenize(self.tokenizer, texts)]
+        token_ids = encoders.tokenize(self.tokenizer, [text + suffix for text in texts])
+        prompts = [f"{learner.config.num_context} learnt words and {text + suffix!r}" for text in texts]
+        limit = encoders.context_length(self.clip) - learner.config.num_context
+        encoders.check_lengths(prompts, token_ids, limit)
+        copies = 1 if images is None else len(images)
+
+        def write(chunk: range) -> tuple[Tensor, Tensor]:
+            rows = list(chunk)
+            embeds, lengths = encoders.embed_tokens(self.clip, [token_ids[row] for row in rows])
+            written = learner.write_prompts(embeds, [names[row] for row in rows], rows, is_negative, images)
+            ends = lengths - 1 + learner.config.num_context
+            return written.flatten(0, -3), ends.repeat(copies)
+
+        size = max(1, MAX_PROMPTS // copies)
+        return self._encode(range(len(texts)), write, size, copies)
+
+    def _encode(
+        self,
+        prompts: Sequence[Any],
+        write: Callable[[Any], tuple[Tensor, Tensor]],
+        size: int = MAX_PROMPTS,
+        copies: int | None = None,
+    ) -> Tensor:
+        """Return the features of prompts, a chunk at a time."""
+
+        def run(chunk: Any) -> Tensor:
+            embeds = encoders.encode_prompts(self.clip, *write(chunk))
+            embeds = embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+            return embeds if copies is None else normalize(embeds, dim=-1).unflatten(0, (copies, -1))
+
+        chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        if not torch.is_grad_enabled() or len(chunks) * (copies or 1) == 1:
+            parts = [run(chunk) for chunk in chunks]
+        else:
+            # What the tower keeps for the backward is made again there: memory stays that of one chunk.
+            parts = [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(parts, dim=0 if copies is None else 1)
+
+    # ---- image by image ---------------------------------------------------------------------------
+
+    def _chunks(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Split a batch so that a pass of the text tower, and its features, stay within bounds."""
+        count = len(self.labels) + (self.config.num_negatives if self._uses_context(True) else 0)
+        return images.split(max(1, MAX_PROMPTS // max(1, count)))
+
+    def _text_features_of(self, images: Tensor, with_negatives: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the features of labels, `[B, N, D]`, and negatives, `[B, M, D]` or `[M, D]`, for each image."""
+        labels = self._with_context(self.labels, False, images)
+        if not with_negatives or self.negatives is None:
+            return labels, self.text_bank.negative_embeds[:0]
+        if self._uses_context(True):
+            return labels, self._with_context(self.negatives.texts, True, images)
+        return labels, self._adapted_features(is_negative=True)
+
+    def _compare(self, images: Tensor, queries: Tensor | None, labels: Tensor, negatives: Tensor) -> TrainingCosines:
+        found = self.similarity.training_cosines(images, labels, negatives, queries)
+        if getattr(self.similarity, "acting_adapter", lambda: None)() is not None:
+            return found
+        bank = self.text_bank
+        kept = (
+            (normalize(new, dim=-1) * normalize(old[: new.shape[-2]], dim=-1)).sum(-1).reshape(-1, new.shape[-2])
+            for new, old in ((labels, bank.label_embeds), (negatives, bank.negative_embeds))
+        )
+        return TrainingCosines(found.labels, found.negatives, *kept)
+
+
+def _a_row_each(values: Tensor, count: int) -> Tensor:
+    return values.expand(count, *values.shape[1:])
