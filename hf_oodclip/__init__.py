@@ -13,8 +13,11 @@ from .registration import register_with_libraries
 
 if TYPE_CHECKING:
     from .adapters import list_adapters as list_adapters
+    from .adapters.clip_adapter import CLIPAdapterConfig as CLIPAdapterConfig
     from .adapters.context_prompt import ContextPromptConfig as ContextPromptConfig
     from .adapters.nft import NFTConfig as NFTConfig
+    from .adapters.ssf import SSFConfig as SSFConfig
+    from .adapters.task_residual import TaskResidualConfig as TaskResidualConfig
     from .assets import pocket_path as pocket_path
     from .calibration import Calibration as Calibration
     from .configuration_oodclip import OODCLIPConfig as OODCLIPConfig
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "CLIPAdapterConfig": "adapters.clip_adapter",
     "Calibration": "calibration",
     "ContextPromptConfig": "adapters.context_prompt",
     "NFTConfig": "adapters.nft",
@@ -44,8 +48,10 @@ _EXPORTS = {
     "OODCLIPForImageClassification": "modeling_oodclip",
     "OODImageClassificationPipeline": "pipeline_oodclip",
     "OODImageClassifierOutput": "similarity",
+    "SSFConfig": "adapters.ssf",
     "Score": "scores",
     "ScoreInputs": "scores",
+    "TaskResidualConfig": "adapters.task_residual",
     "TextEncoder": "text_bank",
     "get_score": "scores",
     "list_adapters": "adapters",

@@ -27,6 +27,7 @@ class ModelSource:
         adapter: Folder or Hub id of the adapter, None without one.
         adapter_name: What to call it.
         adapter_options: The options to load the adapter with.
+        adapter_is_beside: Whether it lies beside the base: then transformers loads it with the base.
     """
 
     base: str
@@ -34,6 +35,7 @@ class ModelSource:
     adapter: str | None = None
     adapter_name: str | None = None
     adapter_options: dict[str, Any] = field(default_factory=dict)
+    adapter_is_beside: bool = False
 
     def load_adapter_onto(self, model: Any) -> None:
         """Load the adapter, if there is one, with the labels, negatives, score and calibrations it was saved with."""
@@ -41,6 +43,7 @@ class ModelSource:
             record = AdapterRecord.load(self.adapter, self.adapter_options)
             if record is not None:
                 record.apply(model)
+        if self.adapter is not None and not self.adapter_is_beside:
             model.load_adapter(self.adapter, self.adapter_name, adapter_kwargs=self.adapter_options)
 
 
@@ -59,8 +62,10 @@ def find_base(source: str, kwargs: Mapping[str, Any]) -> ModelSource:
     # The Auto classes have looked up the base already, and say here where they came from.
     adapter = adapter_options.pop("_adapter_model_path", None) or source
     content = read_adapter_config(adapter, find_options(adapter_options))
-    if content is None or (Path(adapter) / CONFIG_NAME).is_file():
+    if content is None:
         return ModelSource(source, options)
+    if (Path(adapter) / CONFIG_NAME).is_file():
+        return ModelSource(source, options, adapter, None, find_options(adapter_options), adapter_is_beside=True)
     base = content.get("base_model_name_or_path")
     if not base:
         raise CheckpointError(
@@ -114,15 +119,17 @@ class AdapterLoadingMixin:
             load_config = kwargs.get("load_config")
             downloads = {} if load_config is None else load_config.download_kwargs
             options = find_options({**downloads, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
-            if not self.labels:
-                record = AdapterRecord.load(peft_model_id, options)
-                if record is not None:
-                    record.apply(self)
-            bank, widths = self.text_bank, (self.similarity.dim, self.prompt_learner.text_width)
+            record = None if self.labels else AdapterRecord.load(peft_model_id, options)
+            classes: tuple[Any, Any] = (self.text_bank.label_embeds, self.text_bank.negative_embeds)
+            if record is not None:
+                classes = (record.labels, record.negatives or ())
+            widths = (self.similarity.dim, self.prompt_learner.text_width)
             with warnings.catch_warnings():
                 # What PEFT has to say about the config is said when it loads it, not twice.
                 warnings.simplefilter("ignore")
-                check_adapter(peft_model_id, options, widths, len(bank.label_embeds), len(bank.negative_embeds))
+                check_adapter(peft_model_id, options, widths, *(len(each) for each in classes))
+            if record is not None:
+                record.apply(self)
         return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
 
     def _check_classes(self, labels: list[str], num_negatives: int) -> None:

@@ -13,14 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import cached_file
 
+from .configuration_oodclip import OODCLIPConfig
 from .errors import AdapterError
 from .negatives import Negatives
+from .ood_head import OODHead
+from .templates import resolve_templates
+from .text_bank import check_labels
 
 __all__ = ["RECORD_FILE", "RECORD_TENSORS_FILE", "AdapterRecord"]
 
 RECORD_FILE = "ood_head.json"
 RECORD_TENSORS_FILE = "ood_head.safetensors"
-NEGATIVES_FILE = "negatives.json"
+# Not the name that a whole model gives its negatives: both may lie in one folder.
+NEGATIVES_FILE = "ood_head_negatives.json"
 FORMAT = "hf_oodclip ood head 1"
 
 
@@ -62,6 +67,8 @@ class AdapterRecord:
 
     def apply(self, model: Any) -> None:
         """Give a model these labels, templates, negatives, score and calibrations."""
+        # First, for set_labels would warn that they are lost.
+        model.ood_head.set_calibrations([])
         model.set_labels(
             self.labels,
             self.label_templates,
@@ -73,6 +80,10 @@ class AdapterRecord:
     def save(self, folder: str | Path) -> None:
         """Write it into an adapter folder; files of an earlier record that it lacks are removed."""
         folder = Path(folder)
+        if not self.labels:
+            for name in (RECORD_FILE, NEGATIVES_FILE, RECORD_TENSORS_FILE):
+                (folder / name).unlink(missing_ok=True)
+            return
         content = {
             "format": FORMAT,
             "labels": self.labels,
@@ -108,7 +119,14 @@ class AdapterRecord:
         """
 
         def find(name: str) -> str | None:
-            return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+            return cached_file(
+                source,
+                name,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **options,
+            )
 
         path = find(RECORD_FILE)
         if path is None:
@@ -131,15 +149,20 @@ class AdapterRecord:
                 tensors_path = find(RECORD_TENSORS_FILE)
                 if tensors_path is None:
                     raise ValueError(f"its calibrations or score need {RECORD_TENSORS_FILE}, which is missing")
-            return cls(
-                labels=content["labels"],
-                label_templates=content["label_templates"],
+            record = cls(
+                labels=check_labels(content["labels"]),
+                label_templates=resolve_templates(content["label_templates"]),
                 template_average=content["template_average"],
                 negatives=negatives,
                 score_record=content["score_record"],
                 calibrations=content["calibrations"],
                 tensors={} if tensors_path is None else load_file(tensors_path),
             )
+            # Tried on a head of its own, so that a damaged one changes no model.
+            head = OODHead(OODCLIPConfig())
+            head.restore(record.score_record, record.calibrations, record.tensors)
+            _ = head.score
+            return record
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise AdapterError(
                 f"{path} cannot be used ({error}): fetch or save the adapter again, or remove {RECORD_FILE} and give "

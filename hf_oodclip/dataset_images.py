@@ -77,11 +77,12 @@ def dataset_fingerprint(dataset: Any, image_column: str = "image") -> str:
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(dataset, datasets.Dataset):
         digest.update(dataset._fingerprint.encode())
-        if not len(cells) or _path_of(cells[0]) is None:
+        if not len(cells) or (cells[0] is not None and _path_of(cells[0]) is None):
             return digest.hexdigest()
     for row in range(len(cells)):
-        digest.update(b"|")
-        _update(digest, cells[row])
+        cell = hashlib.blake2b(digest_size=16)
+        _update(cell, cells[row])
+        digest.update(cell.digest())
     return digest.hexdigest()
 
 
@@ -93,6 +94,11 @@ class _Cells:
             raise FeatureStoreError(
                 "A streamed dataset has no row numbers to keep features by: take a sample into a Dataset first, such "
                 "as Dataset.from_list(list(dataset.take(1000)), features=dataset.features)."
+            )
+        if isinstance(dataset, datasets.arrow_dataset.Column):
+            raise FeatureStoreError(
+                f"A column decodes its images as it goes, damaged ones too: give the dataset and image_column="
+                f"{dataset.column_name!r} instead of its column."
             )
         if isinstance(dataset, Mapping):
             raise FeatureStoreError(f"Got {sorted(map(str, dataset))} at once: give one of them, as dataset['train'].")
@@ -148,7 +154,7 @@ def _update(digest: Any, cell: Any) -> None:
         digest.update(path.encode(errors="surrogateescape"))
         try:
             found = Path(path).stat()
-            digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+            digest.update(f"|{found.st_size} {found.st_mtime_ns}".encode())
         except (OSError, ValueError):  # missing, or base64
             digest.update(b"missing")
     elif isinstance(cell, Mapping):

@@ -23,6 +23,7 @@ __all__ = [
     "NegativesError",
     "NonFiniteError",
     "OODCLIPError",
+    "RecipeError",
     "ScoreInputError",
     "TemplateError",
     "UnknownNameError",
@@ -83,6 +84,10 @@ class LossError(OODCLIPError, ValueError):
 
 class DataError(OODCLIPError, ValueError):
     """Images or their labels cannot be loaded or chosen as asked."""
+
+
+class RecipeError(OODCLIPError, ValueError):
+    """A training recipe has a field that cannot be used."""
 
 
 class MetricError(OODCLIPError, ValueError):

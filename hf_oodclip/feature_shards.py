@@ -80,7 +80,8 @@ def shard_content(shard: FeatureRows) -> bytes:
     """Return the bytes of a shard's safetensors file."""
     tensors = {**shard.tensors, "rows": torch.tensor(shard.rows, dtype=torch.int64)}
     skipped = json.dumps(shard.skipped)
-    return save(tensors, metadata={"skipped": skipped, "checksum": _checksum(tensors, skipped)})
+    # One entry, because safetensors writes several in any order: the same shard is the same bytes.
+    return save(tensors, metadata={"shard": json.dumps([_checksum(tensors, skipped), skipped])})
 
 
 def read_shard(path: Path) -> FeatureRows | None:
@@ -88,14 +89,14 @@ def read_shard(path: Path) -> FeatureRows | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        if _checksum(tensors, metadata.get("skipped", "")) == metadata.get("checksum"):
-            skipped = {int(row): reason for row, reason in json.loads(metadata["skipped"]).items()}
-            return FeatureRows(tensors, tensors.pop("rows").tolist(), skipped)
+            checksum, skipped = json.loads((file.metadata() or {})["shard"])
+        if _checksum(tensors, skipped) == checksum:
+            reasons = {int(row): reason for row, reason in json.loads(skipped).items()}
+            return FeatureRows(tensors, tensors.pop("rows").tolist(), reasons)
         reason = "its checksum does not match"
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = str(error)
     logger.warning(f"The stored features {path} are damaged ({reason}); they are computed again.")
     return None

@@ -41,12 +41,16 @@ class TrainingCosines:
         kept_labels: Cosines of adapted with original label features, `[B, N]`; `[1, N]` when they are
             the same for all images.
         kept_negatives: The same of the negatives.
+        image_embeds: The adapted image features that were compared, `[B, D]` or `[B, Q, D]`.
+        label_embeds: The adapted label features, `[N, D]` or `[B, N, D]`; None where they are never built.
     """
 
     labels: Tensor
     negatives: Tensor
     kept_labels: Tensor
     kept_negatives: Tensor
+    image_embeds: Tensor
+    label_embeds: Tensor | None = None
 
 
 class OODSimilarity(nn.Module):
@@ -82,8 +86,8 @@ class OODSimilarity(nn.Module):
             labels, negatives = (
                 _products(images, normalize(embeds.to(dtype), dim=-1)) for embeds in (label_embeds, negative_embeds)
             )
-        kept = (images.new_ones(1, embeds.shape[-2]) for embeds in (label_embeds, negative_embeds))
-        return TrainingCosines(labels, negatives, *kept)
+        ones = images.new_ones(1, label_embeds.shape[-2]), images.new_ones(1, negative_embeds.shape[-2])
+        return TrainingCosines(labels, negatives, ones[0], ones[1], asked, label_embeds)
 
 
 def _products(images: Tensor, texts: Tensor) -> Tensor:

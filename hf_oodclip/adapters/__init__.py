@@ -34,6 +34,15 @@ class AdapterInfo:
 
 
 ADAPTERS: dict[str, AdapterInfo] = {
+    "clip_adapter": AdapterInfo(
+        classes="clip_adapter:CLIPAdapterConfig:CLIPAdapterModel",
+        peft_type=OODPeftType.OODCLIP_CLIP_ADAPTER,
+        title="CLIP-Adapter",
+        paper="CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
+        venue="IJCV",
+        year=2024,
+        url="https://arxiv.org/abs/2110.04544",
+    ),
     "context_prompt": AdapterInfo(
         classes="context_prompt:ContextPromptConfig:ContextPromptModel",
         peft_type=OODPeftType.OODCLIP_CONTEXT_PROMPT,
@@ -52,6 +61,24 @@ ADAPTERS: dict[str, AdapterInfo] = {
         venue="ACM MM",
         year=2025,
         url="https://arxiv.org/abs/2507.19847",
+    ),
+    "ssf": AdapterInfo(
+        classes="ssf:SSFConfig:SSFModel",
+        peft_type=OODPeftType.OODCLIP_SSF,
+        title="Scaling and shifting (SSF)",
+        paper="Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",
+        venue="NeurIPS",
+        year=2022,
+        url="https://arxiv.org/abs/2210.08823",
+    ),
+    "task_residual": AdapterInfo(
+        classes="task_residual:TaskResidualConfig:TaskResidualModel",
+        peft_type=OODPeftType.OODCLIP_TASK_RESIDUAL,
+        title="Task residuals (TaskRes)",
+        paper="Task Residual for Tuning Vision-Language Models",
+        venue="CVPR",
+        year=2023,
+        url="https://arxiv.org/abs/2211.10277",
     ),
 }
 

@@ -1,7 +1,8 @@
 """The training losses: one file each, one line each in the table below.
 
-To add a loss, write `training/losses/<name>.py` with one class that is called with the logits of labels
-and negatives and returns a scalar, add its line to `LOSSES`, and write `tests/training/test_<name>.py`.
+To add a loss, write `training/losses/<name>.py` with one class that names what it is called with in `needs`
+(fields of `training.step.StepOutputs`) and returns a scalar, add its line to `LOSSES`, and write
+`tests/training/test_<name>.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from .base import LossInfo, checked_loss
 __all__ = ["LOSSES", "LossInfo", "checked_loss", "get_loss", "list_losses"]
 
 LOSSES: dict[str, str] = {
+    "classification": "classification:Classification",
     "classification_with_negatives": "classification_with_negatives:ClassificationWithNegatives",
+    "ebm": "ebm:EBM",
     "ood_negatives": "ood_negatives:OODNegatives",
     "knowledge_regularization": "knowledge_regularization:KnowledgeRegularization",
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_oodclip.errors import LossError, NonFiniteError
 
-__all__ = ["LossInfo", "check_logits", "checked_loss"]
+__all__ = ["LossInfo", "check_labels", "check_logits", "checked_loss", "right_logits"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,38 @@ def check_logits(name: str, label_logits: Tensor, negative_logits: Tensor) -> No
             f"Loss {name!r} needs logits [..., labels] with at least one label and [..., negatives] of the same "
             f"batch, got {tuple(label_logits.shape)} and {tuple(negative_logits.shape)}."
         )
+
+
+def check_labels(name: str, labels: Tensor, num_images: int, num_labels: int) -> None:
+    """Raise unless there is one label index an image, and each is the index of a label.
+
+    Args:
+        name: Name of the loss.
+        labels: The indices.
+        num_images: Images in the batch.
+        num_labels: Labels there are.
+
+    Raises:
+        LossError: Another shape or dtype, or an index out of range.
+    """
+    if labels.shape != (num_images,) or labels.is_floating_point():
+        raise LossError(
+            f"Loss {name!r} needs one label index an image, [{num_images}], got {tuple(labels.shape)} of "
+            f"{labels.dtype}."
+        )
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
+        raise LossError(
+            f"Loss {name!r}: labels must be from 0 to {num_labels - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}."
+        )
+
+
+def right_logits(name: str, label_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logit of the right label, `[..., 1]` of `[..., N]`: all crops of an image share its label.
+
+    Raises:
+        LossError: The labels do not fit, see `check_labels`.
+    """
+    check_labels(name, labels, len(label_logits), label_logits.shape[-1])
+    index = labels.view(-1, *[1] * (label_logits.ndim - 1)).expand(*label_logits.shape[:-1], 1)
+    return label_logits.gather(-1, index)

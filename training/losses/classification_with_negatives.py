@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from hf_oodclip.errors import LossError
 from hf_oodclip.scores.grouping import group_margin
 
-from .base import KRNFT, LossInfo, check_logits
+from .base import KRNFT, LossInfo, check_logits, right_logits
 
 __all__ = ["ClassificationWithNegatives"]
 
@@ -47,6 +47,7 @@ class ClassificationWithNegatives:
     seed: int = 0
 
     name: ClassVar[str] = "classification_with_negatives"
+    needs: ClassVar[tuple[str, ...]] = ("label_logits", "negative_logits", "labels")
     info: ClassVar[LossInfo] = LossInfo(title="Classification with negatives", **KRNFT)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
@@ -65,19 +66,7 @@ class ClassificationWithNegatives:
             LossError: The shapes do not fit, or a label is out of range.
         """
         check_logits(self.name, label_logits, negative_logits)
-        num_labels = label_logits.shape[-1]
-        if labels.shape != label_logits.shape[:1] or labels.is_floating_point():
-            raise LossError(
-                f"Loss {self.name!r} needs one label index an image, [{len(label_logits)}], got "
-                f"{tuple(labels.shape)} of {labels.dtype}."
-            )
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
-            raise LossError(
-                f"Loss {self.name!r}: labels must be from 0 to {num_labels - 1}, got {int(labels.min())} to "
-                f"{int(labels.max())}."
-            )
-        index = labels.view(-1, *[1] * (label_logits.ndim - 1)).expand(*label_logits.shape[:-1], 1)
-        right = label_logits.gather(-1, index)
+        right = right_logits(self.name, label_logits, labels)
         among_labels = torch.logsumexp(label_logits, dim=-1, keepdim=True) - right
         if negative_logits.shape[-1] == 0:
             return among_labels.mean()

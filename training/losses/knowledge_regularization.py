@@ -48,6 +48,13 @@ class KnowledgeRegularization:
         if self.on not in _KINDS:
             raise unknown_name(f"kind of loss {self.name!r}", self.on, _KINDS)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of a training step it is called with."""
+        if self.on == "feature":
+            return ("kept_labels", "kept_negatives")
+        return ("label_logits", "negative_logits", "original_label_logits", "original_negative_logits")
+
     def __call__(
         self,
         labels: Tensor,

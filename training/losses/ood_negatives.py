@@ -43,6 +43,7 @@ class OODNegatives:
     seed: int = 0
 
     name: ClassVar[str] = "ood_negatives"
+    needs: ClassVar[tuple[str, ...]] = ("ood_label_logits", "ood_negative_logits")
     info: ClassVar[LossInfo] = LossInfo(title="OOD loss on negative crops", **KRNFT)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:

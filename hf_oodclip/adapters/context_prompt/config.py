@@ -88,8 +88,13 @@ class ContextPromptConfig(OODAdapterConfig):
         for name in ("class_specific", "conditional"):
             if not isinstance(getattr(self, name), bool):
                 raise AdapterError(f"{self.title}: {name} must be True or False, got {getattr(self, name)!r}.")
-        if self.context_words is not None and not self.context_words.strip():
-            raise AdapterError(f"{self.title}: context_words is empty; give words, or None for a random start.")
+        if self.context_words is not None and not (isinstance(self.context_words, str) and self.context_words.strip()):
+            raise AdapterError(
+                f"{self.title}: context_words must be words in one string, or None for a random start, got "
+                f"{self.context_words!r}."
+            )
+        if not isinstance(self.suffix, str):
+            raise AdapterError(f"{self.title}: suffix must be a string such as '.' or '', got {self.suffix!r}.")
         if not isinstance(self.init_std, int | float) or not 0 <= self.init_std < float("inf"):
             raise AdapterError(f"{self.title}: init_std must be at least 0, got {self.init_std!r}.")
         if self.class_specific and self.negative_context == "shared":

@@ -74,7 +74,8 @@ class NFTLayer(OODAdapterLayer):
         labels, negatives = self._cosines(
             adapter_name, image_embeds, label_embeds, negative_embeds, queries, knowledge=True
         )
-        return TrainingCosines(labels[0], negatives[0], labels[1], negatives[1])
+        asked = image_embeds if queries is None else queries
+        return TrainingCosines(labels[0], negatives[0], labels[1], negatives[1], asked)
 
     def _cosines(
         self,
