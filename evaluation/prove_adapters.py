@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+import yaml
 from accelerate import Accelerator
 from hf_oodclip.evaluation.environment import describe_environment
 from hf_oodclip.training.data import ImageSet, load_image_set
@@ -230,7 +231,7 @@ def main(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     known = json.loads((classes or Path(__file__).parent / "pocket_classes.json").read_text(encoding="utf-8"))
-    changes = dict(each.split("=", 1) for each in change or [])
+    changes = {name: yaml.safe_load(value) for name, value in (each.split("=", 1) for each in change or [])}
     output.mkdir(parents=True, exist_ok=True)
     store, records, start = FeatureStore(), [], time.monotonic()
     for seed in range(seeds):

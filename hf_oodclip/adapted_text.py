@@ -173,7 +173,7 @@ class AdaptedTextMixin:
     def _make_features(self, is_negative: bool) -> Tensor:
         texts = self._texts(is_negative)
         if self._uses_context(is_negative):
-            return self._with_context([text for listed, _ in texts for text in listed], is_negative)[0]
+            return self._with_context([text for listed, _ in texts for text in listed], is_negative)
         if not torch.is_grad_enabled():
             encoder, average = self.text_encoder(), self.config.template_average
             parts = [encoder.embed(listed, templates, average) for listed, templates in texts]
@@ -197,7 +197,7 @@ class AdaptedTextMixin:
         return mean if average == "unnormalized" else normalize(mean, dim=-1)
 
     def _with_context(self, texts: Sequence[str], is_negative: bool, images: Tensor | None = None) -> Tensor:
-        """Return the features of prompts with learnt words, `[1, T, D]`, or `[B, T, D]` for images."""
+        """Return the features of prompts with learnt words, `[T, D]`, or `[B, T, D]` for images."""
         learner = self.prompt_learner
         suffix = learner.config.suffix
         count = learner.config.num_context
@@ -209,38 +209,38 @@ class AdaptedTextMixin:
         ]
         prompts = [f"{count} learnt words and {text + suffix!r}" for text in texts]
         encoders.check_lengths(prompts, [[0] * count + ids for ids in token_ids], encoders.context_length(self.clip))
-        copies = 1 if images is None else len(images)
+        copies = None if images is None else len(images)
 
         def write(chunk: range) -> tuple[Tensor, Tensor]:
             rows = list(chunk)
             embeds, lengths = encoders.embed_tokens(self.clip, [token_ids[row] for row in rows])
             written = learner.write_prompts(embeds, [names[row] for row in rows], rows, is_negative, images)
-            return written.flatten(0, -3), (lengths - 1 + count).repeat(copies)
+            return written.flatten(0, -3), (lengths - 1 + count).repeat(copies or 1)
 
-        size = max(1, MAX_PROMPTS // copies)
-        return self._encode(range(len(texts)), write, size, copies)
+        size = max(1, MAX_PROMPTS // (copies or 1))
+        return normalize(self._encode(range(len(texts)), write, size, copies), dim=-1)
 
     def _encode(
         self,
         prompts: Sequence[Any],
         write: Callable[[Any], tuple[Tensor, Tensor]],
         size: int,
-        copies: int | None = None,
+        images: int | None = None,
     ) -> Tensor:
         """Return the features of prompts, a chunk at a time."""
 
         def run(chunk: Any) -> Tensor:
             embeds = encoders.encode_prompts(self.clip, *write(chunk))
             embeds = embeds.to(torch.promote_types(embeds.dtype, torch.float32))
-            return embeds if copies is None else normalize(embeds, dim=-1).unflatten(0, (copies, -1))
+            return embeds if images is None else embeds.unflatten(0, (images, len(chunk)))
 
         chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        if not torch.is_grad_enabled() or len(chunks) * (copies or 1) == 1:
+        if not torch.is_grad_enabled() or (len(chunks) == 1 and images is None):
             parts = [run(chunk) for chunk in chunks]
         else:
             # What the tower keeps for the backward is made again there: memory stays that of one chunk.
             parts = [checkpoint(run, chunk, use_reentrant=False) for chunk in chunks]
-        return torch.cat(parts, dim=0 if copies is None else 1)
+        return torch.cat(parts, dim=-2)
 
     def _follow_merged_weights(self) -> None:
         """Make the text bank anew if adapters, now unloaded, have left their change in the text tower's weights."""

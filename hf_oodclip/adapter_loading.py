@@ -119,7 +119,10 @@ class AdapterLoadingMixin:
             load_config = kwargs.get("load_config")
             downloads = {} if load_config is None else load_config.download_kwargs
             options = find_options({**downloads, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
-            record = None if self.labels else AdapterRecord.load(peft_model_id, options)
+            record = None
+            # With load_config it is from_pretrained that calls: it sees to the record when the model is whole.
+            if not self.labels and load_config is None:
+                record = AdapterRecord.load(peft_model_id, options)
             classes: tuple[Any, Any] = (self.text_bank.label_embeds, self.text_bank.negative_embeds)
             if record is not None:
                 classes = (record.labels, record.negatives or ())

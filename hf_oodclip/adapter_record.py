@@ -159,9 +159,7 @@ class AdapterRecord:
                 tensors={} if tensors_path is None else load_file(tensors_path),
             )
             # Tried on a head of its own, so that a damaged one changes no model.
-            head = OODHead(OODCLIPConfig())
-            head.restore(record.score_record, record.calibrations, record.tensors)
-            _ = head.score
+            OODHead(OODCLIPConfig()).restore(record.score_record, record.calibrations, record.tensors)
             return record
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise AdapterError(

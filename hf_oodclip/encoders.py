@@ -182,7 +182,8 @@ def _adapters(*modules: Any) -> str:
         f"{name}: {module.disable_adapters} {module.active_adapters} {getattr(module, 'scaling', None)}"
         for tower in modules
         for name, module in tower.named_modules()
-        if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters")
+        # The towers themselves, as all models of transformers, have methods of these names.
+        if hasattr(module, "active_adapters") and isinstance(getattr(module, "disable_adapters", None), bool)
     )
 
 

@@ -58,8 +58,8 @@ def checked_rows(computed: FeatureRows, rows: list[int]) -> FeatureRows:
                 f"Feature {name!r} has shape {tuple(tensor.shape)} for {len(computed.rows)} kept rows: give one "
                 "entry a row, under any name but 'rows'."
             )
-        bad = [row for row, values in zip(computed.rows, tensor, strict=True) if not torch.isfinite(values).all()]
-        if bad:
+        if not torch.isfinite(tensor).all():
+            bad = [row for row, values in zip(computed.rows, tensor, strict=True) if not torch.isfinite(values).all()]
             raise NonFiniteError(
                 f"Feature {name!r} is NaN or infinite on {len(bad)} rows: {str(bad[:10])[1:-1]}"
                 f"{', ...' if len(bad) > 10 else ''}. Look at these images; if there are many, the checkpoint's "
@@ -88,6 +88,7 @@ def read_shard(path: Path) -> FeatureRows | None:
     """Return a stored shard, or None when it is not there or damaged (which is logged)."""
     try:
         with safe_open(path, framework="pt") as file:
+            # Copies, for the tensors of thousands of shards would keep as many files mapped.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             checksum, skipped = json.loads((file.metadata() or {})["shard"])
         if _checksum(tensors, skipped) == checksum:

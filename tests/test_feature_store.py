@@ -255,6 +255,8 @@ def test_skipped_rows_come_back_with_one_warning(store, warned):
         assert features.skipped == {0: "bad 0", 3: "bad 3", 6: "bad 6"}
         assert features.rows.tolist() == [1, 2, 4, 5, 7] == features.image_embeds.flatten().tolist()
         assert len(warned) == 1 and "3 of 8" in warned[0] and "row 0: bad 0" in warned[0]
+    store.collect({}, 8, skipping, accelerator=Turn(1, 2))
+    assert len(warned) == 1  # said by the first process alone
 
 
 def test_folder_that_cannot_be_written(tmp_path):

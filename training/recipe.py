@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
-import math
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +15,14 @@ from typing import Any
 
 import yaml
 
-from hf_oodclip.adapters import ADAPTERS
 from hf_oodclip.errors import RecipeError, unknown_name
+from hf_oodclip.scores import get_score
+from hf_oodclip.templates import resolve_templates
 
+from .adapter_options import adapter_config
+from .augmentation import AUGMENTATIONS
 from .losses import get_loss
+from .recipe_values import coerce, read_value, read_yaml, write_yaml
 
 __all__ = ["INPUTS", "Recipe", "list_recipes", "load_recipe", "override"]
 
@@ -37,6 +39,21 @@ CONDITIONS = {
 }
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine")
+
+_LEAST = {
+    1: (
+        "batch_size checkpoint_every eval_limit extract_batch_size micro_batch_size num_crops num_negatives "
+        "selected_crops shots"
+    ),
+    0: (
+        "epochs eval_every final_learning_rate learning_rate max_grad_norm momentum warmup_epochs "
+        "warmup_learning_rate weight_decay"
+    ),
+}
+# What a run can be resumed with another value of: its adapter and metrics stay the same, but for rounding.
+_INDECISIVE = frozenset(
+    ["name", "description", "extract_batch_size", "micro_batch_size", "checkpoint_every", "tracker"]
+)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -67,9 +84,14 @@ class Recipe:
     adapter: dict[str, Any] = _option({"type": "nft"}, "`type` and options of the adapter.")
 
     dataset: str = _option("embedded", "Images to train on: `embedded`, folder, parquet file, Hub id.")
+    dataset_config: str | None = _option(None, "Configuration of a dataset on the Hub that has several.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of a dataset on the Hub.")
     split: str | None = _option(None, "Split of the dataset.")
     image_column: str | None = _option(None, "Column of the images; found when there is one.")
     label_column: str | None = _option(None, "Column of the labels; found when there is one.")
+    label_names: list[str] | None = _option(
+        None, "Names of labels that are bare numbers, in their order: a list, or a text file with one a line."
+    )
     streaming: bool = _option(False, "Read the dataset as a stream.")
     classes: list[str] | None = _option(None, "Train on these classes only.")
     shots: int | None = _option(4, "Images a class; None takes all.")
@@ -93,7 +115,9 @@ class Recipe:
     epochs: int = _option(3, "Passes over the images.")
     epoch_fraction: float = _option(1.0, "Share of the batches an epoch takes: floor(share * batches) + 1 if below 1.")
     batch_size: int = _option(4, "Images a step, over all processes.")
-    micro_batch_size: int | None = _option(None, "Images at once in a process; None takes all. Changes no result.")
+    micro_batch_size: int | None = _option(
+        None, "Images at once in a process; None takes all. Results differ by rounding."
+    )
     mixed_precision: str = _option("no", "no, bf16 or fp16, for what runs through the towers.")
     max_grad_norm: float | None = _option(None, "Clip the norm of the gradient.")
     seed: int = _option(0, "Seed of shots, crops, order and initialisation.")
@@ -108,46 +132,55 @@ class Recipe:
     calibration_dataset: str | None = _option(
         None, "Images to calibrate on: `rest`, a source, or None for not at all."
     )
+    calibration_split: str | None = _option(None, "Its split.")
     target_tpr: float = _option(0.95, "Share of ID images the calibration accepts.")
     checkpoint_every: int | None = _option(None, "Steps between checkpoints; None: every epoch.")
     extract_batch_size: int = _option(64, "Images or crops at once when features are made.")
     tracker: str | None = _option("tensorboard", "Tracker of Accelerate (tensorboard, wandb, ...), None for none.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.label_names, str) and Path(self.label_names).is_file():
+            # The names, not the file: the saved recipe must hold all that the run was.
+            self.label_names = Path(self.label_names).read_text(encoding="utf-8").splitlines()
         hints = typing.get_type_hints(type(self))
         for each in dataclasses.fields(self):
-            setattr(self, each.name, _coerce(each.name, getattr(self, each.name), hints[each.name]))
+            setattr(self, each.name, coerce(each.name, getattr(self, each.name), hints[each.name]))
         self._check_names()
-        for name, least in (("num_crops", 1), ("selected_crops", 1), ("epochs", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("shots", "micro_batch_size", "checkpoint_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1 or none, got {getattr(self, name)}.")
+        for least, names in _LEAST.items():
+            for name in names.split():
+                if getattr(self, name) is not None and getattr(self, name) < least:
+                    raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not 0 < self.epoch_fraction <= 1:
             raise RecipeError(f"epoch_fraction must be in (0, 1], got {self.epoch_fraction}.")
-        if not (self.learning_rate >= 0 and math.isfinite(self.learning_rate)):
-            raise RecipeError(f"learning_rate must be at least 0 and finite, got {self.learning_rate}.")
+        if not 0 < self.target_tpr < 1:
+            raise RecipeError(f"target_tpr must be in (0, 1), got {self.target_tpr}.")
         if self.best_metric and self.eval_every < 1:
             raise RecipeError("best_metric needs evaluations during training: set eval_every, such as eval_every 1.")
 
     def _check_names(self) -> None:
         for what, value, allowed in (
             ("kind of inputs", self.inputs, INPUTS),
+            ("augmentation", self.augmentation, AUGMENTATIONS),
             ("condition", self.condition, CONDITIONS),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16")),
-            ("adapter type", self.adapter.get("type"), (*ADAPTERS, "lora")),
             ("best_metric", self.best_metric or "auroc", ("id_accuracy", "auroc", "fpr95")),
         ):
             if value not in allowed:
                 raise unknown_name(what, value, allowed)
+        for score in [self.score, *(self.eval_scores or [])]:
+            if score is not None:
+                get_score(score)
+        if self.templates is not None:
+            resolve_templates(self.templates)
+        adapter_config(self.adapter)
         if not self.losses:
             raise RecipeError("A recipe needs at least one loss.")
         for name, options in self.losses.items():
-            if not isinstance(options, dict) or not isinstance(options.get("weight", 1.0), int | float):
-                raise RecipeError(f"losses.{name} must be a mapping with a number as weight, got {options!r}.")
+            if not isinstance(options, dict):
+                raise RecipeError(f"losses.{name} must be a mapping of weight and options, got {options!r}.")
+            options["weight"] = coerce(f"losses.{name}.weight", options.get("weight", 1.0), float)
             get_loss(name, **{key: value for key, value in options.items() if key != "weight"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,31 +189,13 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file that `load_recipe` reads back."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        Path(path).write_text(write_yaml(self.to_dict()), encoding="utf-8")
 
     @property
     def digest(self) -> str:
         """Hash of all that decides the result: a run can be resumed with the same digest only."""
-        without = {"eval_limit", "extract_batch_size", "micro_batch_size", "name", "description", "tracker"}
-        decisive = {key: value for key, value in self.to_dict().items() if key not in without}
+        decisive = {key: value for key, value in self.to_dict().items() if key not in _INDECISIVE}
         return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Return a value of the type of a field: YAML reads 1e-4 as a text, and 1 where 1.0 is meant."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    plain = tuple(typing.get_origin(each) or each for each in allowed)
-    if isinstance(value, plain) and not (isinstance(value, bool) and bool not in plain):
-        return value
-    if float in plain and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    if list in plain and isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if str in plain and isinstance(value, int | float):
-        return str(value)
-    names = " or ".join("none" if each is types.NoneType else each.__name__ for each in plain)
-    raise RecipeError(f"{name} must be {names}, got {value!r}.")
 
 
 def _folder() -> Any:
@@ -202,11 +217,11 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         name: A name from `list_recipes()`, or the path of a YAML file.
-        overrides: New values by field name; dots reach into mappings (`losses.ebm.weight`).
+        overrides: New values by field name; dots reach into mappings (`losses.ebm.weight`), where None removes.
 
     Raises:
-        UnknownNameError: No such recipe or field; the message suggests the nearest.
-        RecipeError: The file is no recipe, or a value is of the wrong type.
+        UnknownNameError: No such recipe, field, adapter, loss or option; the message suggests the nearest.
+        RecipeError, AdapterError, LossError: The file is no recipe, or a value cannot be used.
 
     Example:
         >>> load_recipe("krnft", {"learning_rate": "1e-4", "adapter.variant": "uni"}).adapter["variant"]
@@ -216,11 +231,11 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if str(name) in list_recipes():
         text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     else:
         raise unknown_name("recipe", str(name), list_recipes(), "Or give the path of a YAML file.")
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not YAML: {error}.") from error
     if not isinstance(content, dict):
@@ -231,7 +246,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe of some fields and values, with others put in their place."""
-    values = json.loads(json.dumps(content))
+    values = copy.deepcopy(dict(content))
     known = [each.name for each in dataclasses.fields(Recipe)]
     for name, value in overrides.items():
         first, *rest = name.replace("-", "_").split(".")
@@ -240,25 +255,14 @@ def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe
         if not rest:
             values[first] = value
             continue
-        present = values.get(first)
-        target = values[first] = dict(present) if isinstance(present, dict) else {}
-        _put(target, rest, value)
+        target = values
+        for step in (first, *rest[:-1]):
+            present = target.get(step)
+            target[step] = target = dict(present) if isinstance(present, dict) else {}
+        target[rest[-1]] = read_value(value) if isinstance(value, str) else value
+        if target[rest[-1]] is None:
+            del target[rest[-1]]
     for name in values:
         if name not in known:
             raise unknown_name("field of a recipe", name, known)
     return Recipe(**values)
-
-
-def _put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for name in path[:-1]:
-        inner = target.get(name)
-        target[name] = inner = dict(inner) if isinstance(inner, dict) else {}
-        target = inner
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            # YAML reads 1e-4 as a text.
-            value = float(value) if "e" in value.lower() else value
-    if value is None and len(path) == 1:
-        target.pop(path[-1], None)
-    else:
-        target[path[-1]] = value

@@ -277,8 +277,17 @@ class OODTuner(BaseTuner):
 
 
 def class_numbers_error(title: str, mine: Sequence[int | None], given: Sequence[int]) -> AdapterError:
-    """Return the error for a class-specific adapter on a model with other numbers of classes."""
+    """Return the error for a class-specific adapter on a model with other numbers of classes.
+
+    Args:
+        title: What kind of adapter it is.
+        mine: Numbers of labels and negatives it is for; None where any number will do.
+        given: Those of the model.
+    """
+    counts = [each for each in zip(("labels", "negatives"), mine, given, strict=True) if each[1] is not None]
+    own = " and ".join(f"{number} {kind}" for kind, number, _ in counts)
+    other = " and ".join(str(number) for _, _, number in counts)
     return AdapterError(
-        f"This class-specific {title} adapter is for {mine[0]} labels and {mine[1]} negatives, not for {given[0]} and "
-        f"{given[1]}. Use exactly the classes it was trained with, or an adapter that works with any classes."
+        f"This class-specific {title} adapter is for {own}, not for {other}. Use exactly the classes it was trained "
+        "with, or an adapter that works with any classes."
     )

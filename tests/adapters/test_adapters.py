@@ -1,5 +1,6 @@
 """The table of adapters and the door into PEFT."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_every_adapter_has_classes_paper_and_test(name):
 @pytest.mark.parametrize("name", list_adapters())
 def test_every_config_field_has_help(name):
     config_class, _ = get_adapter_classes(name)
-    for field in config_class.__dataclass_fields__.values():
+    for field in dataclasses.fields(config_class):
         assert field.metadata.get("help"), field.name
 
 

@@ -66,7 +66,7 @@ def test_the_words_of_a_template_are_the_template(make_model, pixel_values):
     wanted = make_model(labels=labels, negatives=negatives)
     model = make_model(labels=labels, negatives=negatives)
     with_context(model, context_words="a photo of a", negative_context="shared")
-    assert layer_of(model).context_labels["default"].shape == (4, 128)
+    assert layer_of(model).context_labels["default"].shape == (4, 160)
     with torch.no_grad():
         for found, bank in zip(model.text_features(), wanted.text_features(), strict=True):
             torch.testing.assert_close(found, bank, rtol=0, atol=1e-6)
@@ -197,8 +197,7 @@ def test_a_prompt_that_is_too_long(small):
     with torch.no_grad():
         assert small.text_features()[0].shape == (3, 24)
     small.set_labels(["goldfish", "a b c d e f"])
-    message = r"1 of 2 prompts are longer than the 32 tokens.*'26 learnt words and 'a b c d e f\.''|1 of 2 prompts"
-    with pytest.raises(LabelError, match=message) as raised, torch.no_grad():
+    with pytest.raises(LabelError, match=r"1 of 2 prompts are longer than the 32 tokens") as raised, torch.no_grad():
         small.text_features()
     assert "26 learnt words and 'a b c d e f.'" in str(raised.value)
     assert "with 35" in str(raised.value)

@@ -1,61 +1,35 @@
 """What every adapter of this package promises, whatever it does: one list of tests, run for each in `ADAPTERS`."""
 
-import json
 from itertools import combinations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from slow_nft import cosines_of, parameters_of
-from transformers import AutoModelForImageClassification, CLIPModel
+from contract import CLASSES, PLACES, adapted, cosines_of, each_adapter, layer_of, new_config, randomise
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from slow_nft import parameters_of
+from transformers import CLIPModel
 
 from hf_oodclip import ContextPromptConfig, OODCLIPForImageClassification
-from hf_oodclip.adapters import ADAPTERS, get_adapter_classes, list_adapters
-from hf_oodclip.errors import AdapterError, OODCLIPError
+from hf_oodclip.adapters import ADAPTERS
+from hf_oodclip.errors import AdapterError
 
-WEIGHTS = "adapter_model.safetensors"
 LORA = {"target_modules": r".*vision_model.*self_attn\.(q_proj|v_proj)", "r": 2}
-CLASSES = {name: get_adapter_classes(name) for name in list_adapters()}
-PLACES = {name: tuner.acts_on for name, (_, tuner) in CLASSES.items()}
 TOGETHER = [pair for pair in combinations(ADAPTERS, 2) if PLACES[pair[0]] != PLACES[pair[1]]]
 ON_ONE_PLACE = [pair for pair in combinations(ADAPTERS, 2) if PLACES[pair[0]] == PLACES[pair[1]]]
 
-each_adapter = pytest.mark.parametrize("name", list_adapters())
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Adapters that start at random start the same in every test."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture
 def pixels():
     """Three random images for the tiny model."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def new_config(name):
-    return CLASSES[name][0]()
-
-
-def layer_of(model, name):
-    return next(module for module in model.modules() if isinstance(module, CLASSES[name][1].tuner_layer_cls))
-
-
-def randomise(model, name, adapter_name="default", seed=0):
-    """Move every parameter of one adapter away from its start, so that it does something."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in parameters_of(layer_of(model, name), adapter_name).values():
-            value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model
-
-
-def adapted(base, name, seed=0):
-    return randomise(get_peft_model(base, new_config(name)), name, seed=seed).eval()
-
-
-@pytest.fixture
-def saved(name, tiny, tmp_path):
-    """Folder of a randomised adapter of the tiny model."""
-    adapted(tiny, name).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 # ---------------------------------------------------------------- what trains, what does not
@@ -91,8 +65,9 @@ def test_bf16_base_keeps_an_fp32_adapter(name, make_model, tiny_clip, pixels):
     for value in parameters_of(layer_of(model, name)).values():
         assert value.dtype == torch.float32
         assert value.grad is None or torch.isfinite(value.grad).all()
+    torch.manual_seed(0)
     wanted = adapted(make_model(tiny_clip), name)(pixels).logits
-    torch.testing.assert_close(output.logits / 100, wanted / 100, rtol=0, atol=0.1)
+    torch.testing.assert_close(output.logits, wanted, rtol=0, atol=0.02 * base.clip.logit_scale.exp().item())
 
 
 @each_adapter
@@ -141,7 +116,7 @@ def test_other_labels(name, tiny, image_embeds):
     labels, negatives = ["goldfish", "school bus"], ["gravel", "fog", "sand"]
     if model.peft_config["default"].is_class_specific:
         before = cosines_of(model, image_embeds)
-        with pytest.raises(AdapterError, match=r"(?i)class-specific.*for 20 labels.*not for 2"):
+        with pytest.raises(AdapterError, match=r"(?i)class-specific.*for 20 labels, not for 2\."):
             model.set_labels(labels, negatives=negatives)
         with pytest.raises(AdapterError, match="belongs to the labels it was trained with"):
             model.set_labels(tiny.labels[::-1])
@@ -210,77 +185,6 @@ def test_merging_is_refused_and_leaves_the_model_whole(name, tiny, image_embeds)
         with pytest.raises(AdapterError, match=r"cannot be merged.*unload\(\)"):
             merge()
     assert torch.equal(cosines_of(model, image_embeds), tuned)
-
-
-# ---------------------------------------------------------------- saved and loaded
-
-
-@each_adapter
-def test_all_ways_to_load_give_equal_cosines(name, make_model, tiny_clip, image_embeds, tmp_path):
-    model = adapted(make_model(tiny_clip), name)
-    wanted = cosines_of(model, image_embeds)
-    model.save_pretrained(tmp_path / "peft")
-    native = make_model(tiny_clip)
-    native.load_adapter(str(tmp_path / "peft"), "some_name")
-    native.save_pretrained(tmp_path / "native")
-    for folder in (tmp_path / "peft", tmp_path / "native"):
-        other = make_model(tiny_clip, labels=["other"], negatives=None)
-        if not model.peft_config["default"].is_class_specific:
-            other.load_adapter(folder)
-            other.set_labels(native.labels, negatives=native.negatives)
-        ways = {
-            "load_adapter": native,
-            "load_adapter before labels": other,
-            "PeftModel.from_pretrained": PeftModel.from_pretrained(make_model(tiny_clip), folder),
-            "from_pretrained": OODCLIPForImageClassification.from_pretrained(folder),
-            "from_pretrained with labels": make_model(folder),
-        }
-        if model.peft_config["default"].is_class_specific:
-            del ways["load_adapter before labels"]
-        for way, loaded in ways.items():
-            assert torch.equal(cosines_of(loaded, image_embeds), wanted), way
-
-
-@each_adapter
-def test_the_folder_of_a_full_base(name, make_model, tiny_clip, image_embeds, tmp_path):
-    make_model(tiny_clip).save_pretrained(tmp_path / "full")
-    model = adapted(OODCLIPForImageClassification.from_pretrained(tmp_path / "full"), name)
-    model.save_pretrained(tmp_path / "adapter")
-    for loader in (OODCLIPForImageClassification, AutoModelForImageClassification):
-        loaded = loader.from_pretrained(tmp_path / "adapter")
-        assert type(loaded) is OODCLIPForImageClassification
-        assert torch.equal(cosines_of(loaded, image_embeds), cosines_of(model, image_embeds))
-
-
-@each_adapter
-def test_labels_negatives_score_and_calibration_come_back(name, tiny, make_model, tiny_clip, pixels, tmp_path):
-    tiny.set_labels(tiny.labels, "nice", ["gravel", "fog"], average="unnormalized")
-    model = adapted(tiny, name)
-    tiny.set_score("neglabel", num_groups=2)
-    generator = torch.Generator().manual_seed(1)
-    tiny.calibrate(torch.randn(40, 3, 32, 32, generator=generator).unbind(), target_tpr=0.9)
-    model.save_pretrained(tmp_path)
-    own = OODCLIPForImageClassification.from_pretrained(tmp_path)
-    native = OODCLIPForImageClassification.from_pretrained(tiny_clip)
-    native.load_adapter(str(tmp_path))
-    wrapped = PeftModel.from_pretrained(OODCLIPForImageClassification.from_pretrained(tiny_clip), tmp_path)
-    for loaded in (own, native, wrapped.get_base_model()):
-        assert loaded.labels == tiny.labels
-        assert loaded.negatives.texts == ["gravel", "fog"]
-        assert (loaded.config.label_templates, loaded.config.template_average) == (["the nice {}"], "unnormalized")
-        assert loaded.score.key == tiny.score.key
-        assert [each.to_dict() for each in loaded.ood_head.calibrations] == [
-            each.to_dict() for each in tiny.ood_head.calibrations
-        ]
-        with torch.no_grad():
-            assert torch.equal(loaded(pixels).ood_score, model(pixels).ood_score)
-
-
-@each_adapter
-def test_file_size(name, tiny, saved):
-    count = sum(tensor.numel() for tensor in load_file(saved / WEIGHTS).values())
-    assert count == get_peft_model(tiny, new_config(name)).get_nb_trainable_parameters()[0]
-    assert 4 * count < (saved / WEIGHTS).stat().st_size < 4 * count + 2500
 
 
 # ---------------------------------------------------------------- with other adapters
@@ -363,65 +267,7 @@ def test_two_kinds_on_one_place_are_refused(pair, tiny, image_embeds):
     assert torch.equal(cosines_of(tiny, image_embeds), before)
 
 
-# ---------------------------------------------------------------- clear errors
-
-
-def refused(folder, base_folder, make_model, message, error=AdapterError, ways=("native", "peft", "own")):
-    loaders = {
-        "native": lambda: make_model(base_folder).load_adapter(str(folder)),
-        "peft": lambda: PeftModel.from_pretrained(make_model(base_folder), folder),
-        "own": lambda: OODCLIPForImageClassification.from_pretrained(folder),
-    }
-    for way in ways:
-        with pytest.raises(error, match=message):
-            loaders[way]()
-
-
-@each_adapter
-def test_adapter_for_another_width(name, saved, make_model, pocket):
-    config = json.loads((saved / "adapter_config.json").read_text())
-    (saved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": pocket}))
-    refused(saved, pocket, make_model, r"(?s)has shape \(.*\), where embeddings of width 256.*another base")
-
-
-@each_adapter
-def test_missing_and_unexpected_weights(name, saved, make_model, tiny_clip):
-    tensors = load_file(saved / WEIGHTS)
-    lost = sorted(tensors)[0]
-    value = tensors.pop(lost)
-    short = lost.rpartition(f".{CLASSES[name][1].prefix}")[2]
-    save_file(tensors, saved / WEIGHTS)
-    refused(saved, tiny_clip, make_model, rf"missing \['{short}'\], unexpected none.*incomplete")
-    save_file({**tensors, f"{lost}x": value}, saved / WEIGHTS)
-    refused(saved, tiny_clip, make_model, rf"missing \['{short}'\], unexpected \['{short}x'\]")
-
-
-@each_adapter
-def test_a_pickle_is_never_opened(name, saved, make_model, tiny_clip):
-    torch.save(load_file(saved / WEIGHTS), saved / "adapter_model.bin")
-    (saved / WEIGHTS).unlink()
-    refused(saved, tiny_clip, make_model, r"adapter_model\.bin, a pickle.*safetensors only")
-
-
-@each_adapter
-def test_damaged_or_missing_weights(name, saved, make_model, tiny_clip):
-    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:100])
-    refused(saved, tiny_clip, make_model, r"adapter_model\.safetensors is damaged", ways=("native", "own"))
-    (saved / WEIGHTS).unlink()
-    refused(saved, tiny_clip, make_model, r"no adapter_model\.safetensors", ways=("native", "own"))
-
-
-@each_adapter
-def test_an_edited_config(name, saved, make_model, tiny_clip):
-    """Every number, word and switch of the config that changes what is computed is checked when it is read."""
-    path = saved / "adapter_config.json"
-    content = json.loads(path.read_text())
-    known = {"revision", "base_model_name_or_path", "inference_mode", "peft_type", "task_type", "auto_mapping"}
-    own = new_config(name).__dataclass_fields__.keys() - LoraConfig().__dataclass_fields__.keys() - known
-    for key, value in content.items():
-        if key in own and isinstance(value, str | int | float):
-            path.write_text(json.dumps({**content, key: "no such value" if key != "suffix" else 3}))
-            refused(saved, tiny_clip, make_model, ".+", OODCLIPError)
+# ---------------------------------------------------------------- what is refused
 
 
 @each_adapter
