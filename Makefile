@@ -4,16 +4,31 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo train test test-all test-oldest lint format clean
 
 demo: .venv/eval.installed
 	$(BIN)/oodclip demo --output demo-output
+
+train: .venv/train.installed
+	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		training/train.py --recipe krnft-pocket --output-dir krnft-adapter --overwrite
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# The oldest transformers and PEFT that pyproject.toml allows; the newest are in constraints.txt.
+test-oldest: .venv-oldest/dev.installed
+	.venv-oldest/bin/python -m pytest -m "not slow" tests/adapters tests/training tests/test_modeling.py \
+		tests/test_pipeline.py tests/test_registration.py tests/test_loading.py tests/test_text_bank.py
+
+.venv-oldest/dev.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed 's/^transformers==.*/transformers==5.20.0/; s/^peft==.*/peft==0.21.0/' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[dev]"
+	@touch $@
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check .
@@ -34,4 +49,4 @@ format: .venv/dev.installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo-output build dist *.egg-info
+	rm -rf .venv .venv-oldest demo-output krnft-adapter build dist *.egg-info

@@ -64,8 +64,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "NFT without KR": ("krnft-pocket", {"losses.knowledge_regularization.weight": 0}),
     "NFT without conditioning": ("krnft-pocket", {"adapter.conditional": False}),
     "CoOp": ("coop", VIEWS),
+    "CoOp from words": ("coop", {**VIEWS, "adapter.context_words": "a photo of a"}),
     "CoCoOp": ("cocoop", VIEWS),
     "EBM": ("ebm", VIEWS),
+    "EBM from words": ("ebm", {**VIEWS, "adapter.context_words": "a photo of a"}),
     "TaskRes": ("taskres", VIEWS),
 }
 

@@ -119,14 +119,7 @@ class AdapterRecord:
         """
 
         def find(name: str) -> str | None:
-            return cached_file(
-                source,
-                name,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **options,
-            )
+            return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
 
         path = find(RECORD_FILE)
         if path is None:

@@ -24,6 +24,7 @@ __all__ = [
     "NonFiniteError",
     "OODCLIPError",
     "RecipeError",
+    "RunError",
     "ScoreInputError",
     "TemplateError",
     "UnknownNameError",
@@ -84,6 +85,10 @@ class LossError(OODCLIPError, ValueError):
 
 class DataError(OODCLIPError, ValueError):
     """Images or their labels cannot be loaded or chosen as asked."""
+
+
+class RunError(OODCLIPError, ValueError):
+    """An evaluation cannot be run, or its folder cannot be used."""
 
 
 class RecipeError(OODCLIPError, ValueError):

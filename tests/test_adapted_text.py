@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from hf_oodclip import Negatives, NFTConfig, OODCLIPForImageClassification
 from hf_oodclip.adapters.context_prompt import ContextPromptConfig
+from hf_oodclip.adapters.ssf import SSFConfig
 from hf_oodclip.text_bank import TextEncoder
 
 LABELS = ["goldfish", "school bus", "dining table"]
@@ -228,13 +229,25 @@ def test_made_again_for_other_texts(model, images, kind):
     torch.testing.assert_close(found[:, [0, 2, 3, 4]], before[:, [0, 2, 3, 4]], rtol=0, atol=1e-6)
     model.set_labels(model.labels, negatives=["sand", "tax law"])
     found = assert_fresh(model, images, other_than=found)
-    model.set_labels(model.labels, templates="a painting of a {}", average="raw")
-    again = assert_fresh(model, images)
-    # Learnt words stand in place of a template; a tuned tower reads it.
-    assert ((again - found).abs().max() > 1e-4) == (kind == "lora")
+    for average in ("raw", "normalized"):
+        model.set_labels(model.labels, templates=["a painting of a {}", "{}"], average=average)
+        again = assert_fresh(model, images)
+        # Learnt words stand in place of templates; a tuned tower reads them.
+        assert ((again - found)[:, :3].abs().max() > 1e-4) == (kind == "lora")
+        found = again
 
 
-def test_made_again_when_a_config_is_edited(model, images):
+def test_made_again_when_the_tower_itself_changes(model, images):
+    add_context(model)
+    before = cosines(model, images)
+    with torch.no_grad():
+        model.clip.text_model.encoder.layers[0].mlp.fc1.weight.mul_(1.5)
+    found = assert_fresh(model, images, other_than=before)
+    model.clip.text_projection.weight = torch.nn.Parameter(-model.clip.text_projection.weight, requires_grad=False)
+    torch.testing.assert_close(cosines(model, images), -found, rtol=0, atol=1e-6)
+
+
+def test_made_again_for_another_config(model, images):
     add_context(model)
     before = cosines(model, images)
     model.delete_adapter("prompt")
@@ -253,8 +266,12 @@ def test_dtype_moves_with_the_model(model, images):
 # ---------------------------------------------------------------- what must not be kept
 
 
-def test_dropout_is_not_kept(model, images):
+@pytest.mark.parametrize("with_context", [False, True])
+def test_dropout_is_not_kept(model, images, with_context):
+    if with_context:
+        add_context(model, "prompt")
     model.add_adapter(LoraConfig(**TEXT_LORA, lora_dropout=0.5), "tower")
+    model.set_adapter(["prompt", "tower"] if with_context else "tower")
     model.eval()
     wanted = cosines(model, images)
     model._adapted.clear()
@@ -281,14 +298,16 @@ def test_low_precision_is_not_kept(model, images, kind):
 
 
 def test_features_kept_in_inference_mode_serve_training(model, images):
-    for value in add_context(model):
+    add_context(model, "prompt")
+    model.add_adapter(SSFConfig(), "feature_map")
+    model.set_adapter(["prompt", "feature_map"])
+    for value in model.prompt_learner.parameters():
         value.requires_grad_(False)
     with torch.inference_mode():
         model.cosines(images)
-    leaf = images.clone().requires_grad_()
-    # The gradient of the images needs the kept text features in the backward.
-    model.training_cosines(leaf).labels[:, 0].sum().backward()
-    assert leaf.grad.abs().max() > 0
+    # The gradient of a scale needs the kept text features in the backward.
+    model.training_cosines(images).labels[:, 0].sum().backward()
+    assert all(value.grad is not None for value in model.similarity.parameters())
 
 
 # ---------------------------------------------------------------- LoRA in the text tower
@@ -419,6 +438,16 @@ def test_lora_that_is_taken_off(model, images):
     model.delete_adapter("first")
     model.delete_adapter("second")
     torch.testing.assert_close(cosines(model, images), bare, rtol=0, atol=1e-6)
+
+
+def test_unloading_without_a_tokenizer(model, images, tmp_path, warned):
+    model.save_pretrained(tmp_path)
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    loaded = OODCLIPForImageClassification.from_pretrained(tmp_path)
+    wanted = cosines(loaded, images)
+    assert torch.equal(cosines(get_peft_model(loaded, NFTConfig()).unload(), images), wanted)
+    assert len(warned) == 1 and "call set_labels again" in warned[0] and "no tokenizer" in warned[0]
 
 
 def test_long_lists_under_lora(model, images):

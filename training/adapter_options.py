@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hf_oodclip.adapters import get_adapter_classes
+from hf_oodclip.adapters import ADAPTERS, get_adapter_classes
 from hf_oodclip.errors import OODCLIPError, RecipeError, unknown_name
 
 __all__ = ["adapter_config"]
@@ -27,6 +27,8 @@ def adapter_config(adapter: Mapping[str, Any]) -> Any:
         4
     """
     kind, options = adapter.get("type"), {name: value for name, value in adapter.items() if name != "type"}
+    if kind not in (*ADAPTERS, "lora"):
+        raise unknown_name("adapter type", kind, (*ADAPTERS, "lora"))
     config_class: Any
     if kind == "lora":
         import peft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str) -> Path:
         folder: Where the checkpoints of the run are.
         checkpoint: What to write.
         digest: Hash of the recipe: only the same one goes on from it.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or the disk is full; the checkpoints before stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{_PARAMETER}{name}": value for name, value in checkpoint.parameters.items()}
@@ -71,10 +75,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str) -> Path:
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     partial = folder / f".{path.name}.{os.getpid()}.partial"
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(contiguous, partial, metadata={"record": json.dumps(record)})
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+    text = json.dumps(record)
+    try:
+        save_file(contiguous, partial, metadata={"record": text, "checksum": _checksum(contiguous, text)})
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume.") from error
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
     for leftover in folder.glob(".step-*.partial"):
@@ -87,11 +96,14 @@ def load_checkpoint(path: Path, digest: str) -> Checkpoint:
 
     Raises:
         CheckpointError: It is of another recipe.
-        SafetensorError: It is damaged.
+        SafetensorError, OSError, KeyError, ValueError: It is damaged.
     """
     with safe_open(path, "pt") as opened:
-        record = json.loads(opened.metadata()["record"])
+        metadata = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if metadata["checksum"] != _checksum(tensors, metadata["record"]):
+        raise ValueError("its checksum does not match")
+    record = json.loads(metadata["record"])
     if record["digest"] != digest:
         raise CheckpointError(
             f"{path} is of another recipe, so the run cannot go on from it: give the recipe, data and settings it was "
@@ -111,6 +123,14 @@ def load_checkpoint(path: Path, digest: str) -> Checkpoint:
     )
 
 
+def _checksum(tensors: dict[str, Tensor], record: str) -> str:
+    digest = hashlib.blake2b(record.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -124,7 +144,9 @@ def latest_checkpoint(folder: Path, digest: str) -> Checkpoint | None:
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             return load_checkpoint(path, digest)
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             logger.warning(f"{path} cannot be read ({error}); going on from the one before.")
     return None
 

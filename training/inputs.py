@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_oodclip.dataset_images import image_reader, read_images
-from hf_oodclip.errors import DataError
+from hf_oodclip.errors import DataError, RecipeError
 from hf_oodclip.feature_store import FeatureStore, embed_images
 
 from .augmentation import Cropper
@@ -21,7 +21,7 @@ from .few_shot import few_shot, few_shot_from_stream
 from .recipe import Recipe
 from .step import Batch
 
-__all__ = ["HeldOut", "Inputs", "ShotSets", "choose_shots", "make_inputs"]
+__all__ = ["HeldOut", "Inputs", "ShotSets", "choose_shots", "features_of", "make_inputs"]
 
 # A shard is what a kill loses and what a process takes: some images with all their crops.
 CROP_SHARD_ROWS = 8
@@ -46,22 +46,29 @@ def choose_shots(recipe: Recipe) -> ShotSets:
     Raises:
         DataError: The source has no labels, lacks images, or cannot be read.
     """
-    columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
+    columns: dict[str, Any] = _columns(recipe)
     if recipe.streaming:
         if recipe.shots is None or recipe.classes is not None:
             raise DataError("A stream is trained on by shots of all its classes: give shots, leave classes out.")
-        stream = open_source(recipe.dataset, split=recipe.split, streaming=True)
+        stream = open_source(
+            recipe.dataset,
+            split=recipe.split,
+            config_name=recipe.dataset_config,
+            revision=recipe.dataset_revision,
+            streaming=True,
+        )
         return ShotSets(
             few_shot_from_stream(stream, recipe.shots, recipe.seed, source=recipe.dataset, **columns), None
         )
-    images = load_image_set(recipe.dataset, split=recipe.split, **columns)  # type: ignore[arg-type]
+    images = _load(recipe.dataset, recipe.split, recipe)
     if images.label_names is None:
         raise DataError(f"{images.source} has no labels to train on. Name their column: label_column.")
     if recipe.classes is not None:
         images = images.of_classes(recipe.classes)
     if recipe.shots is None:
         return ShotSets(images, None)
-    return ShotSets(*few_shot(images, recipe.shots, recipe.seed))
+    shots, rest = few_shot(images, recipe.shots, recipe.seed)
+    return ShotSets(shots, rest if len(rest) else None)
 
 
 @dataclass(frozen=True)
@@ -171,39 +178,46 @@ class HeldOut:
 
         Raises:
             DataError: A set cannot be loaded, or its classes are not those trained on.
+            RecipeError: `best_metric` cannot be measured with these sets.
         """
         sets: dict[str, ImageSet] = {}
         if (found := _named(recipe.eval_dataset, recipe.eval_split, recipe, shots)) is not None:
             sets["id"] = _limited(found, recipe.eval_limit)
         for source in recipe.ood_datasets:
+            if source in sets:
+                raise DataError(f"There are two evaluation sets called {source!r}: name this one otherwise, as ./id.")
             sets[source] = _limited(load_image_set(source, label_column=""), recipe.eval_limit)
-        return cls(sets, _named(recipe.calibration_dataset, recipe.split, recipe, shots))
+        if recipe.best_metric and ("id" not in sets or (recipe.best_metric != "id_accuracy" and len(sets) == 1)):
+            raise RecipeError(
+                f"best_metric {recipe.best_metric!r} cannot be measured: id_accuracy needs eval_dataset (and images "
+                "that are not trained on, where it is rest); auroc and fpr95 need ood_datasets too."
+            )
+        calibration = _named(recipe.calibration_dataset, recipe.calibration_split, recipe, shots)
+        if calibration is None and recipe.calibration_dataset is not None:
+            raise DataError("There is nothing left to calibrate on: all images are trained on. Name a source.")
+        return cls(sets, calibration)
 
-    def features(
-        self, recipe: Recipe, model: Any, store: FeatureStore, accelerator: Any = None
-    ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Yield name, image embeddings and labels of each set, and of the calibration set under `calibration`."""
-        sets = dict(self.sets)
-        if self.calibration is not None:
-            sets["calibration"] = self.calibration
-        for name, images in sets.items():
-            if recipe.inputs == "pixels":
-                # The vision tower is another one after every step: nothing worth keeping.
-                read, skipped = image_reader(images.images), dict[int, str]()
-                parts, rows = [], []
-                for start in range(0, len(images), recipe.extract_batch_size):
-                    batch = range(start, min(start + recipe.extract_batch_size, len(images)))
-                    readable = dict(read_images(read, list(batch), skipped))
-                    rows += list(readable)
-                    parts.append(embed_images(model, list(readable.values()), recipe.extract_batch_size))
-                embeds, kept = torch.cat(parts), torch.tensor(rows)
-            else:
-                found = store.image_features(
-                    model, images.images, batch_size=recipe.extract_batch_size, accelerator=accelerator
-                )
-                embeds, kept = found.image_embeds, found.rows
-            labels = None if images.labels is None else torch.tensor(images.labels)[kept]
-            yield name, embeds, labels
+
+def features_of(
+    images: ImageSet, recipe: Recipe, model: Any, store: FeatureStore, accelerator: Any = None, progress: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return image embeddings and labels of a held-out set, without the images that cannot be read."""
+    if recipe.inputs == "pixels":
+        # The vision tower is another one after every step: nothing worth keeping.
+        read, skipped = image_reader(images.images), dict[int, str]()
+        parts, rows = [], []
+        for start in range(0, len(images), recipe.extract_batch_size):
+            batch = range(start, min(start + recipe.extract_batch_size, len(images)))
+            readable = dict(read_images(read, list(batch), skipped))
+            rows += list(readable)
+            parts.append(embed_images(model, list(readable.values()), recipe.extract_batch_size))
+        embeds, kept = torch.cat(parts), torch.tensor(rows, dtype=torch.int64)
+    else:
+        found = store.image_features(
+            model, images.images, batch_size=recipe.extract_batch_size, accelerator=accelerator, progress=progress
+        )
+        embeds, kept = found.image_embeds, found.rows
+    return embeds, None if images.labels is None else torch.tensor(images.labels)[kept]
 
 
 def _named(source: str | None, split: str | None, recipe: Recipe, shots: ShotSets) -> ImageSet | None:
@@ -211,11 +225,24 @@ def _named(source: str | None, split: str | None, recipe: Recipe, shots: ShotSet
         return None
     if source == "rest":
         return shots.rest
-    columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
-    images = load_image_set(source, split=split, **columns)  # type: ignore[arg-type]
+    images = _load(source, split, recipe)
     if images.label_names != shots.labels:
         images = images.of_classes(shots.labels)
     return images
+
+
+def _load(source: str, split: str | None, recipe: Recipe) -> ImageSet:
+    from_hub = {"config_name": recipe.dataset_config, "revision": recipe.dataset_revision}
+    options: dict[str, Any] = {**_columns(recipe), **(from_hub if source == recipe.dataset else {})}
+    return load_image_set(source, split=split, **options)
+
+
+def _columns(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "image_column": recipe.image_column,
+        "label_column": recipe.label_column,
+        "label_names": recipe.label_names,
+    }
 
 
 def _limited(images: ImageSet, limit: int) -> ImageSet:

@@ -18,6 +18,7 @@ import yaml
 from hf_oodclip.errors import RecipeError, unknown_name
 from hf_oodclip.scores import get_score
 from hf_oodclip.templates import resolve_templates
+from hf_oodclip.text_bank import Average
 
 from .adapter_options import adapter_config
 from .augmentation import AUGMENTATIONS
@@ -51,9 +52,7 @@ _LEAST = {
     ),
 }
 # What a run can be resumed with another value of: its adapter and metrics stay the same, but for rounding.
-_INDECISIVE = frozenset(
-    ["name", "description", "extract_batch_size", "micro_batch_size", "checkpoint_every", "tracker"]
-)
+_INDECISIVE = ("name", "description", "extract_batch_size", "micro_batch_size", "checkpoint_every", "tracker")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -115,9 +114,7 @@ class Recipe:
     epochs: int = _option(3, "Passes over the images.")
     epoch_fraction: float = _option(1.0, "Share of the batches an epoch takes: floor(share * batches) + 1 if below 1.")
     batch_size: int = _option(4, "Images a step, over all processes.")
-    micro_batch_size: int | None = _option(
-        None, "Images at once in a process; None takes all. Results differ by rounding."
-    )
+    micro_batch_size: int | None = _option(None, "Images at once in a process; None takes all. Changes rounding only.")
     mixed_precision: str = _option("no", "no, bf16 or fp16, for what runs through the towers.")
     max_grad_norm: float | None = _option(None, "Clip the norm of the gradient.")
     seed: int = _option(0, "Seed of shots, crops, order and initialisation.")
@@ -160,6 +157,7 @@ class Recipe:
     def _check_names(self) -> None:
         for what, value, allowed in (
             ("kind of inputs", self.inputs, INPUTS),
+            ("template_average", self.template_average, typing.get_args(Average)),
             ("augmentation", self.augmentation, AUGMENTATIONS),
             ("condition", self.condition, CONDITIONS),
             ("optimizer", self.optimizer, OPTIMIZERS),

@@ -73,7 +73,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     plain = tuple(typing.get_origin(each) or each for each in allowed)
     if isinstance(value, str) and str not in plain:
         read = read_value(value)
-        value = [part.strip() for part in value.split(",") if part.strip()] if isinstance(read, str) else read
+        is_listing = isinstance(read, str) and list in plain
+        value = [part.strip() for part in value.split(",") if part.strip()] if is_listing else read
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if is_number and float in plain:
         return float(value)
@@ -83,11 +84,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return str(value)
     if isinstance(value, list) and list in plain:
         return [coerce(f"An element of {name}", each, str) for each in value]
-    if (
-        isinstance(value, plain)
-        and not isinstance(value, float)
-        and not (isinstance(value, bool) and bool not in plain)
-    ):
+    # A bool is an int to Python; numbers have been dealt with.
+    if isinstance(value, plain) and (bool in plain or not isinstance(value, bool | float)):
         return value
     names = " or ".join("none" if each is types.NoneType else each.__name__ for each in plain)
     raise RecipeError(f"{name} must be {names}, got {value!r}.")

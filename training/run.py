@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,23 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_oodclip import Calibration, OODCLIPForImageClassification, mine_negatives, pocket_path
-from hf_oodclip.errors import CheckpointError, DataError, RecipeError
+from hf_oodclip.errors import CheckpointError, RecipeError
 from hf_oodclip.feature_store import FeatureStore
 from hf_oodclip.mining import MINING_METHODS
 
 from .curves import draw_learning_curve
-from .inputs import HeldOut, choose_shots, make_inputs
+from .inputs import HeldOut, choose_shots, features_of, make_inputs
 from .monitor import measure, score_inputs_of
 from .recipe import Recipe
+from .step import TrainingStep
 from .trainer import Trainer, add_adapter
 
-__all__ = ["RunResult", "load_model", "run_recipe"]
+__all__ = ["RunResult", "load_model", "make_accelerator", "run_recipe"]
 
 logger = logging.get_logger("hf_oodclip.training")
 
 METRICS_FILE, RECIPE_FILE, CURVE_FILE, CHECKPOINTS = "metrics.json", "recipe.yaml", "learning_curve.png", "checkpoints"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,22 @@ class RunResult:
     metrics: dict[str, Any]
 
 
+def make_accelerator(recipe: Recipe, **options: Any) -> Any:
+    """Return the `Accelerator` of a recipe.
+
+    Raises:
+        RecipeError: This machine cannot do its mixed precision, or there is no such tracker.
+    """
+    from accelerate import Accelerator
+
+    try:
+        return Accelerator(mixed_precision=recipe.mixed_precision, **options)
+    except ValueError as error:
+        raise RecipeError(
+            f"Accelerate refuses mixed_precision {recipe.mixed_precision!r} or tracker {recipe.tracker!r}: {error}"
+        ) from error
+
+
 def load_model(recipe: Recipe, labels: list[str], device: Any = None) -> Any:
     """Return the base model with labels, negatives and score of a recipe, without its adapter.
 
@@ -48,7 +67,8 @@ def load_model(recipe: Recipe, labels: list[str], device: Any = None) -> Any:
         RecipeError: `num_negatives` without a mining method.
     """
     base = pocket_path() if recipe.base == "pocket" else recipe.base
-    model = OODCLIPForImageClassification.from_pretrained(base)
+    with _no_progress_bars():
+        model = OODCLIPForImageClassification.from_pretrained(base)
     if device is not None:
         model = model.to(device)
     negatives: Any = recipe.negatives
@@ -105,9 +125,8 @@ def run_recipe(
         >>> run_recipe(recipe).metrics["num_parameters"]
         1024
     """
-    from accelerate import Accelerator
-
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.mixed_precision)
+    accelerator = accelerator or make_accelerator(recipe)
+    progress = progress and accelerator.is_main_process
     tell = say if say is not None and accelerator.is_main_process else lambda line: None
     folder = None if output is None else Path(output)
     if folder is not None:
@@ -117,40 +136,41 @@ def run_recipe(
 
     shots = choose_shots(recipe)
     tell(f"{len(shots.shots)} images of {len(shots.labels)} classes from {shots.shots.source}.")
+    # All that can be wrong, before hours go into features.
+    held_out = HeldOut.of(recipe, shots)
     with accelerator.main_process_first():
         # One process mines and embeds the negatives; the others find them in the cache.
         model = load_model(recipe, shots.labels, accelerator.device)
+    TrainingStep(model, recipe)
     negatives = model.config.num_negatives
     tell(f"Base {recipe.base}, {negatives:,} negatives. Features of the images ({recipe.inputs}) ...")
-    inputs = make_inputs(recipe, model, shots.shots, store, accelerator, progress and accelerator.is_main_process)
-    held_out = HeldOut.of(recipe, shots)
+    inputs = make_inputs(recipe, model, shots.shots, store, accelerator, progress)
     if inputs.skipped:
         tell(f"{len(inputs.skipped)} images cannot be read and are left out: {inputs.skipped}.")
 
-    def evaluate() -> dict[str, Any]:
-        features: dict[str, tuple[Tensor, Tensor | None]] = {
-            name: (embeds, labels)
-            for name, embeds, labels in held_out.features(recipe, model, store, accelerator)
-            if name != "calibration"
+    def evaluate(with_bars: bool = False) -> dict[str, Any]:
+        features = {
+            name: features_of(images, recipe, model, store, accelerator, with_bars)
+            for name, images in held_out.sets.items()
         }
         return measure(model, features, recipe.eval_scores)
 
-    before = evaluate()
+    before = evaluate(progress)
     add_adapter(model, recipe)
-    trainer = Trainer(
-        model,
-        recipe,
-        inputs,
-        accelerator,
-        None if folder is None else folder / CHECKPOINTS,
-        evaluate,
-        _logger(accelerator, progress, recipe, len(inputs)),
-    )
+    checkpoints = None if folder is None else folder / CHECKPOINTS
+    trainer = Trainer(model, recipe, inputs, accelerator, checkpoints, evaluate)
     count = sum(each.numel() for each in trainer.parameters.values())
     tell(f"{count:,} parameters, {trainer.plan.num_steps} steps of {recipe.batch_size} images.")
-    trainer.train(resume)
-    after = evaluate() if trainer.best or not trainer.evaluations else dict(trainer.evaluations[-1])
-    calibration = _calibrate(model, recipe, held_out, store, accelerator)
+    with _logger(accelerator, progress, trainer.plan.num_steps) as trainer.log:
+        trainer.train(resume)
+    if trainer.best or not trainer.evaluations:
+        after = evaluate()
+    else:
+        after = {name: value for name, value in trainer.evaluations[-1].items() if name not in ("step", "epoch")}
+    calibration = None
+    if held_out.calibration is not None:
+        embeds, _ = features_of(held_out.calibration, recipe, model, store, accelerator)
+        calibration = _calibrate(model, embeds, recipe.target_tpr)
     metrics = {
         "recipe": recipe.name,
         "num_images": len(inputs),
@@ -178,59 +198,63 @@ def run_recipe(
 def _prepare(folder: Path, resume: bool, overwrite: bool, accelerator: Any) -> None:
     if resume and overwrite:
         raise RecipeError("resume goes on with a run and overwrite throws it away: give one of them.")
+    used = [name for name in (METRICS_FILE, CHECKPOINTS, *_ADAPTER_FILES) if (folder / name).exists()]
+    if used and not resume and not overwrite:
+        raise CheckpointError(
+            f"{folder} holds an earlier run ({', '.join(used)}): go on with --resume, throw it away with "
+            "--overwrite, or write elsewhere."
+        )
+    # No process may look at what the main one is about to change.
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        used = [name for name in (METRICS_FILE, CHECKPOINTS, "adapter_config.json") if (folder / name).exists()]
-        if used and not resume and not overwrite:
-            raise CheckpointError(
-                f"{folder} holds an earlier run ({', '.join(used)}): go on with --resume, throw it away with "
-                "--overwrite, or write elsewhere."
-            )
         if overwrite:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            for name in (METRICS_FILE, *_ADAPTER_FILES):
+                (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
 
 
-def _logger(
-    accelerator: Any, progress: bool, recipe: Recipe, num_images: int
-) -> Callable[[dict[str, float], int], None]:
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars away; those of the features come through its logging too, and are wanted."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _logger(accelerator: Any, progress: bool, steps: int) -> Iterator[Callable[[dict[str, float], int], None]]:
     from accelerate.utils import tqdm
 
-    from .schedule import Plan
-
-    steps = Plan(recipe, num_images).num_steps
-    bar = tqdm(total=steps, desc="training", disable=not progress)
     has_trackers = bool(accelerator.trackers)
+    with tqdm(total=steps, desc="training", unit="step", disable=not progress) as bar:
 
-    def log(values: dict[str, float], step: int) -> None:
-        if "loss" in values:
-            bar.n = step
-            bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
-            bar.refresh() if step == steps else bar.update(0)
-        if has_trackers:
-            accelerator.log(values, step=step)
+        def log(values: dict[str, float], step: int) -> None:
+            if "loss" in values:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+                bar.update(step - bar.n)
+            if has_trackers:
+                accelerator.log(values, step=step)
 
-    return log
+        yield log
 
 
-def _calibrate(
-    model: Any, recipe: Recipe, held_out: HeldOut, store: FeatureStore, accelerator: Any
-) -> Calibration | None:
-    if held_out.calibration is None:
-        if recipe.calibration_dataset is not None:
-            raise DataError("There is nothing left to calibrate on: all images were trained on. Name a source.")
-        return None
-    for name, embeds, _ in HeldOut({}, held_out.calibration).features(recipe, model, store, accelerator):
-        assert name == "calibration"
-        with torch.no_grad():
-            values = torch.cat([model.score(part).cpu() for part in score_inputs_of(model, embeds)])
-        calibration = Calibration.fit(values, model.score.key, recipe.target_tpr)
-        model.set_calibration(calibration)
+def _calibrate(model: Any, image_embeds: Tensor, target_tpr: float) -> Calibration:
+    with torch.no_grad():
+        values = torch.cat([model.score(part).cpu() for part in score_inputs_of(model, image_embeds)])
+    calibration = Calibration.fit(values, model.score.key, target_tpr)
+    model.set_calibration(calibration)
     return calibration
 
 
 def _write(folder: Path, model: Any, recipe: Recipe, metrics: dict[str, Any], trainer: Trainer) -> None:
-    model.save_pretrained(folder)
+    with _no_progress_bars():
+        model.save_pretrained(folder)
     recipe.save(folder / RECIPE_FILE)
     if not draw_learning_curve(folder / CURVE_FILE, trainer.history, trainer.evaluations):
         logger.warning("No learning curve was drawn: it needs matplotlib (pip install 'hf_oodclip[train]').")

@@ -31,8 +31,10 @@ class Plan:
         self.recipe, self.num_images = recipe, num_images
         batches = math.ceil(num_images / recipe.batch_size)
         share = recipe.epoch_fraction
-        self.steps_per_epoch = batches if share == 1 else min(batches, math.floor(share * batches) + 1)
+        # Not one less than meant where 0.29 * 100 is a little less than 29.
+        self.steps_per_epoch = batches if share == 1 else min(batches, math.floor(share * batches + 1e-9) + 1)
         self.num_steps = self.steps_per_epoch * recipe.epochs
+        self._epoch = -1
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of a step, both counted from 0."""
@@ -41,9 +43,10 @@ class Plan:
     def positions(self, step: int) -> Tensor:
         """Return the images of a step, over all processes."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(private_seed(self.recipe.seed, "order", epoch))
-        order = torch.randperm(self.num_images, generator=generator)
-        return order[batch * self.recipe.batch_size :][: self.recipe.batch_size]
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(private_seed(self.recipe.seed, "order", epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.num_images, generator=generator)
+        return self._order[batch * self.recipe.batch_size :][: self.recipe.batch_size]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step.

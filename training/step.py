@@ -46,12 +46,14 @@ class StepOutputs:
     Args:
         model: The model in training.
         labels: Right labels, `[B]`.
+        images: Features of the images, or of their positive crops, as no adapter has changed them.
         positives: Cosines of the images, or of their positive crops.
         oods: Cosines of the negative crops, None without.
     """
 
     model: Any
     labels: Tensor
+    images: Tensor
     positives: TrainingCosines
     oods: TrainingCosines | None = None
     scale: Tensor = field(init=False)
@@ -107,10 +109,12 @@ class StepOutputs:
 
     @cached_property
     def _original(self) -> tuple[Tensor, Tensor]:
-        bank = self.model.text_bank
-        images = torch.nn.functional.normalize(self.positives.image_embeds, dim=-1)
-        texts = (torch.nn.functional.normalize(each, dim=-1) for each in (bank.label_embeds, bank.negative_embeds))
-        labels, negatives = (self.scale * (images @ each.to(images.dtype).T) for each in texts)
+        bank, images = self.model.text_bank, self.images.to(self.positives.labels.dtype)
+        # Cosines lose their meaning in half precision, whatever an autocast region around this says.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            images = torch.nn.functional.normalize(images, dim=-1)
+            texts = (torch.nn.functional.normalize(each, dim=-1) for each in (bank.label_embeds, bank.negative_embeds))
+            labels, negatives = (self.scale * (images @ each.to(images.dtype).T) for each in texts)
         return labels, negatives
 
     @property
@@ -140,9 +144,15 @@ class TrainingStep:
         self.needs_negatives = any("negative" in need for need in needs)
         self.needs_oods = any(need.startswith("ood_") for need in needs)
         if self.needs_oods and recipe.inputs != "crops":
-            raise RecipeError(f"The loss ood_negatives needs negative crops, and inputs is {recipe.inputs!r}.")
+            raise RecipeError(
+                f"The loss ood_negatives needs negative crops, and inputs is {recipe.inputs!r}: set inputs to "
+                "crops, or leave that loss out (losses.ood_negatives none)."
+            )
         if self.needs_negatives and model.config.num_negatives == 0:
-            raise RecipeError(f"The losses {sorted(recipe.losses)} need negatives, and the recipe has none.")
+            raise RecipeError(
+                f"The losses {sorted(recipe.losses)} need negatives, and the recipe has none: set negatives to a "
+                "mining method or a file that `oodclip mine` wrote."
+            )
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses by name, unweighted, and their weighted sum under `loss`.
@@ -162,9 +172,9 @@ class TrainingStep:
         """Return what the losses are computed from."""
         if self.recipe.inputs == "pixels":
             embeds, _ = encoders.encode_images(self.model.clip, batch.images)
-            return StepOutputs(self.model, batch.labels, self._cosines(embeds))
+            return StepOutputs(self.model, batch.labels, embeds, self._cosines(embeds))
         if batch.positives is None or batch.negatives is None:
-            return StepOutputs(self.model, batch.labels, self._cosines(batch.images))
+            return StepOutputs(self.model, batch.labels, batch.images, self._cosines(batch.images))
         count = batch.positives.shape[1]
         crops = torch.cat([batch.positives, batch.negatives], dim=1) if self.needs_oods else batch.positives
         if self.recipe.condition == "self":
@@ -173,9 +183,9 @@ class TrainingStep:
         else:
             mover = batch.images if self.recipe.condition == "image" else batch.positives[:, 0]
             found = self._cosines(mover, crops)
-        if not self.needs_oods:
-            return StepOutputs(self.model, batch.labels, found)
-        return StepOutputs(self.model, batch.labels, _crops(found, slice(0, count)), _crops(found, slice(count, None)))
+        oods = _crops(found, slice(count, None)) if self.needs_oods else None
+        found = _crops(found, slice(0, count)) if self.needs_oods else found
+        return StepOutputs(self.model, batch.labels, batch.positives, found, oods)
 
     def _cosines(self, images: Tensor, queries: Tensor | None = None) -> TrainingCosines:
         return self.model.training_cosines(images, queries, self.needs_negatives)

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hf_oodclip.training.recipe import Recipe, list_recipes, load_recipe
+from hf_oodclip.training.recipe_values import read_value
 
 # Imported as the package does it, since a launcher starts this file by its path.
 from hf_oodclip.errors import OODCLIPError, RecipeError
@@ -49,7 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
             )
     options, rest = parser.parse_known_args(arguments)
     overrides = {
-        name.removeprefix("field."): yaml.safe_load(value)
+        name.removeprefix("field."): read_value(value)
         for name, value in vars(options).items()
         if name.startswith("field.")
     }
@@ -63,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"{name} needs a value.")
             value = rest.pop(0)
-        overrides[name.removeprefix("--")] = yaml.safe_load(value)
+        overrides[name.removeprefix("--")] = read_value(value)
     return options, overrides
 
 
@@ -73,25 +73,24 @@ def main(arguments: list[str] | None = None) -> int:
         options, overrides = parse_arguments(arguments)
         recipe = load_recipe(options.recipe, overrides)
         return _run(options, recipe)
-    except OODCLIPError as error:
+    except (OODCLIPError, OSError) as error:
+        # OSError: a base that is not there, a full disk, a folder that cannot be written.
         print(f"Error: {error}", file=sys.stderr)
         return 1
 
 
 def _run(options: argparse.Namespace, recipe: Recipe) -> int:
-    from accelerate import Accelerator
-    from hf_oodclip.training.run import run_recipe
+    import datasets
+    from hf_oodclip.training.run import make_accelerator, run_recipe
     from rich.console import Console
-    from transformers.utils import logging
 
     from hf_oodclip.feature_store import FeatureStore
 
-    logging.disable_progress_bar()
+    # "Generating train split" and the like.
+    datasets.disable_progress_bars()
     console = Console(quiet=options.quiet)
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        log_with=_tracker(recipe.tracker, console),
-        project_dir=str(options.output_dir),
+    accelerator = make_accelerator(
+        recipe, log_with=_tracker(recipe.tracker, console), project_dir=str(options.output_dir)
     )
     if accelerator.log_with:
         flat = {
@@ -106,7 +105,7 @@ def _run(options: argparse.Namespace, recipe: Recipe) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         store=None if options.store is None else FeatureStore(options.store),
-        say=lambda line: console.print(line, highlight=False, markup=False),
+        say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         progress=not options.quiet,
     )
     accelerator.end_training()
@@ -119,7 +118,8 @@ def _tracker(name: str | None, console: Any) -> str | None:
     import importlib.util
 
     if name == "tensorboard" and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
-        console.print("No TensorBoard here (pip install 'hf_oodclip[train]'): metrics.json has the history.")
+        line = "No TensorBoard here (pip install 'hf_oodclip[train]'): metrics.json has the history."
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
         return None
     return name
 

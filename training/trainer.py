@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_oodclip.adapters import get_adapter_classes
-from hf_oodclip.errors import RecipeError
+from hf_oodclip.errors import NonFiniteError, OODCLIPError, RecipeError
 
+from .adapter_options import adapter_config
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, seeded
 from .inputs import Inputs
 from .monitor import METRIC_DIRECTIONS
@@ -34,23 +35,16 @@ def add_adapter(model: Any, recipe: Recipe) -> None:
     """Put the adapter of a recipe on a model, initialised by the recipe's seed.
 
     Raises:
-        RecipeError: The adapter has no such option.
-        AdapterError, UnknownNameError: An option has a value it cannot have.
+        RecipeError, AdapterError, UnknownNameError: It has no such option, or does not fit the model.
     """
-    options = {name: value for name, value in recipe.adapter.items() if name != "type"}
-    config_class: Any
-    if recipe.adapter["type"] == "lora":
-        import peft
-
-        config_class = peft.LoraConfig
-    else:
-        config_class, _ = get_adapter_classes(recipe.adapter["type"])
+    config = adapter_config(recipe.adapter)
     try:
-        config = config_class(**options)
-    except TypeError as error:
-        raise RecipeError(f"adapter: {error}. Allowed: the fields of {config_class.__name__}.") from error
-    with seeded(private_seed(recipe.seed, "adapter")):
-        model.add_adapter(config, ADAPTER_NAME)
+        with seeded(private_seed(recipe.seed, "adapter")):
+            model.add_adapter(config, ADAPTER_NAME)
+    except OODCLIPError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"The adapter {recipe.adapter} does not fit the model: {error}") from error
 
 
 @dataclass
@@ -83,8 +77,31 @@ class Trainer:
         self.plan = Plan(self.recipe, len(self.inputs))
         self.step_function = TrainingStep(self.model, self.recipe)
         self.parameters = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        self._check_parameters()
         self.optimizer = self.accelerator.prepare(self._optimizer())
         self.best_value: float | None = None
+
+    def _check_parameters(self) -> None:
+        if not self.parameters:
+            raise RecipeError(f"The adapter {self.recipe.adapter} has no parameter to train.")
+        in_vision = [name for name in self.parameters if ".vision_model." in name or ".visual_projection." in name]
+        if in_vision and self.recipe.inputs != "pixels":
+            raise RecipeError(
+                f"The adapter changes the vision tower ({in_vision[0]}), whose features are made once for inputs "
+                f"{self.recipe.inputs!r}: set inputs to pixels, or its target_modules to the text tower only."
+            )
+
+    @property
+    def digest(self) -> str:
+        """Hash of the recipe and of what it is used on; a checkpoint of another one is refused."""
+        negatives = self.model.negatives
+        used_on = (
+            self.inputs.rows.tolist(),
+            self.inputs.labels.tolist(),
+            self.model.labels,
+            None if negatives is None else negatives.texts,
+        )
+        return hashlib.blake2b(f"{self.recipe.digest}{used_on}".encode(), digest_size=8).hexdigest()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe, parameters = self.recipe, list(self.parameters.values())
@@ -97,7 +114,7 @@ class Trainer:
         """Take all steps, or those an interrupted run has left.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite; the checkpoints so far stay.
+            NonFiniteError: A loss or gradient is NaN or infinite; parameters and checkpoints stay as they are.
             CheckpointError: There is a checkpoint of another recipe.
         """
         start_time, start = time.monotonic(), 0
@@ -143,11 +160,23 @@ class Trainer:
             sums = self._over_processes(sums)
         if recipe.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(list(self.parameters.values()), recipe.max_grad_norm)
+        if self.accelerator.scaler is None:
+            # With a scaler, infinity is nothing unusual: it leaves that step out.
+            self._check_gradients(everything)
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {name: float(value) for name, value in sums.items()}
+
+    def _check_gradients(self, positions: Tensor) -> None:
+        for name, each in self.parameters.items():
+            if each.grad is not None and not torch.isfinite(each.grad).all():
+                self.optimizer.zero_grad()
+                raise NonFiniteError(
+                    f"The gradient of {name} is NaN or infinite on batch {self.inputs.rows[positions].tolist()}, "
+                    "though the losses are finite: lower the learning rate, or set max_grad_norm."
+                )
 
     def _over_processes(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add gradients and losses of all processes: each has a part of the batch, and perhaps none."""
@@ -158,7 +187,7 @@ class Trainer:
         names = ["loss", *self.recipe.losses]
         zero = torch.zeros((), device=self.accelerator.device)
         values = torch.stack([sums.get(name, zero).float() for name in names])
-        flat = torch.cat([values, *(grad.flatten().float() for grad in grads)])
+        flat = torch.cat([values, *(grad.flatten() for grad in grads)])
         flat = self.accelerator.reduce(flat, reduction="sum")
         offset = len(names)
         for grad in grads:
@@ -177,11 +206,6 @@ class Trainer:
             self.log({f"eval_{name}": found[name] for name in METRIC_DIRECTIONS if name in found}, done)
         if recipe.best_metric is None:
             return
-        if recipe.best_metric not in found:
-            raise RecipeError(
-                f"best_metric {recipe.best_metric!r} is not measured: id_accuracy needs eval_dataset, auroc and fpr95 "
-                "need ood_datasets too."
-            )
         value = found[recipe.best_metric]
         larger_is_better = METRIC_DIRECTIONS[recipe.best_metric]
         if self.best_value is None or (value > self.best_value if larger_is_better else value < self.best_value):
@@ -203,11 +227,11 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         checkpoint = Checkpoint(step, dict(self.parameters), optimizer.state_dict(), progress, self.best)
-        save_checkpoint(self.folder, checkpoint, self.recipe.digest)
+        save_checkpoint(self.folder, checkpoint, self.digest)
 
     def _restore(self) -> int:
         assert self.folder is not None
-        checkpoint = latest_checkpoint(self.folder, self.recipe.digest)
+        checkpoint = latest_checkpoint(self.folder, self.digest)
         if checkpoint is None:
             logger.warning(f"No checkpoint in {self.folder} to resume from: starting anew.")
             return 0

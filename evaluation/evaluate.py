@@ -1,0 +1,132 @@
+"""Evaluate a model and its adapters on a benchmark, or on data of your own.
+
+    accelerate launch evaluation/evaluate.py --benchmark pocket --output-dir runs/pocket
+    accelerate launch evaluation/evaluate.py --model openai/clip-vit-base-patch16 --benchmark imagenet1k-four \
+        --root DATA --output-dir runs/four
+    accelerate launch evaluation/evaluate.py --id my/dataset --ood a/folder --ood b.parquet --output-dir runs/mine
+
+Or `accelerate launch -m hf_oodclip.evaluation.evaluate ...` from an installed package.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from hf_oodclip.evaluation.benchmark import (
+    Benchmark,
+    benchmark_from_sources,
+    list_benchmarks,
+    load_benchmark,
+    open_set,
+)
+from hf_oodclip.evaluation.report import write_report
+from hf_oodclip.evaluation.run_folder import write_run
+from hf_oodclip.evaluation.runner import Settings, chosen_scores, evaluate_benchmark
+from rich.console import Console
+
+from hf_oodclip import OODCLIPForImageClassification, pocket_path
+from hf_oodclip.errors import OODCLIPError, RunError
+from hf_oodclip.feature_store import FeatureStore
+
+__all__ = ["main"]
+
+
+def main(
+    output_dir: Annotated[Path, typer.Option(help="Folder to write results, samples, tables and report to.")],
+    benchmark: Annotated[str, typer.Option(help=f"YAML file, or one of: {', '.join(list_benchmarks())}.")] = "",
+    model: Annotated[str, typer.Option(help="`pocket`, or folder or Hub id of a checkpoint.")] = "pocket",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter folder or id; repeated, each gets a run of its own.")
+    ] = None,
+    id_source: Annotated[str, typer.Option("--id", help="ID images, instead of a benchmark.")] = "",
+    ood: Annotated[list[str] | None, typer.Option(help="OOD images; repeated.")] = None,
+    labels_from: Annotated[str, typer.Option(help="Where the labels come from: `id`, or a text file.")] = "id",
+    scores: Annotated[str, typer.Option(help="Scores by commas, or `all` that the model can give.")] = "all",
+    negatives: Annotated[
+        str, typer.Option(help="Mining method or file for a plain model; `none` for none.")
+    ] = "neglabel",
+    templates: Annotated[
+        str, typer.Option(help="Prompt templates; the benchmark's or the negatives' by default.")
+    ] = "",
+    root: Annotated[Path | None, typer.Option(help="Folder of the data a benchmark names by relative paths.")] = None,
+    id_filter: Annotated[
+        str, typer.Option(help="`all` ID images count, or only `correct`ly classified ones.")
+    ] = "all",
+    full_spectrum: Annotated[bool, typer.Option(help="Count covariate-shifted images as ID too.")] = False,
+    target_tpr: Annotated[float, typer.Option(help="Share of ID images the calibration accepts.")] = 0.95,
+    num_bootstrap: Annotated[int, typer.Option(help="Resamples for intervals; 0 for none.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in the output folder.")] = False,
+) -> None:
+    """Run a benchmark and write a report."""
+    from accelerate import Accelerator
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    accelerator = Accelerator()
+    console = Console(quiet=not accelerator.is_main_process, soft_wrap=True)
+    try:
+        if id_filter not in ("all", "correct"):
+            raise RunError(f"--id-filter must be all or correct, got {id_filter!r}.")
+        if bool(benchmark) == bool(id_source):
+            raise RunError("Give --benchmark, or --id with --ood: one of the two.")
+        chosen = (
+            load_benchmark(benchmark, root) if benchmark else benchmark_from_sources(id_source, ood or [], labels_from)
+        )
+        for source in adapter or [None]:  # type: ignore[list-item]
+            folder = output_dir if not adapter or len(adapter) == 1 else output_dir / Path(source).name
+            if (folder / "results.json").exists() and not overwrite:
+                raise RunError(f"{folder} holds an earlier run: give --overwrite, or another --output-dir.")
+            with accelerator.main_process_first():
+                loaded = _load(model, source, chosen, negatives, templates, root).to(accelerator.device)
+            console.print(
+                f"{loaded.name_or_path}{f' with {source}' if source else ''} on {chosen.title}", markup=False
+            )
+            settings = Settings(
+                chosen_scores(scores, loaded), id_filter, full_spectrum, target_tpr, num_bootstrap, batch_size, seed
+            )
+            results, samples, read = evaluate_benchmark(
+                loaded,
+                chosen,
+                settings,
+                store=None if store is None else FeatureStore(store),
+                accelerator=accelerator,
+                root=root,
+                say=lambda line: console.print(line, markup=False, highlight=False),
+            )
+            results["adapter"] = source
+            results["num_processes"] = accelerator.num_processes
+            if accelerator.is_main_process:
+                write_run(folder, results, samples)
+                write_report(folder, results, samples, read)
+                console.print((folder / "tables.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+                console.print(f"Wrote {folder / 'report.html'}, tables, pictures, samples.parquet and results.json.")
+            accelerator.wait_for_everyone()
+    except OODCLIPError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _load(
+    model: str, adapter: str | None, benchmark: Benchmark, negatives: str, templates: str, root: Path | None
+) -> Any:
+    loaded: Any = OODCLIPForImageClassification.from_pretrained(
+        adapter if adapter is not None else pocket_path() if model == "pocket" else model
+    )
+    labels = benchmark.labels or open_set(benchmark.id_set, None, root).label_names
+    if labels is None:
+        raise RunError("The ID images have no label names: give --labels-from a text file with one name a line.")
+    prompts: Any = templates or benchmark.templates
+    if loaded.labels != labels or templates:
+        given = None if loaded.labels else (None if negatives == "none" else negatives)
+        loaded.set_labels(labels, prompts, given)
+    return loaded.eval()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,173 @@
+"""From the scores of every image to accuracy, detection metrics, calibration and published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from hf_oodclip.training.data import ImageSet
+from torch import Tensor
+
+from hf_oodclip import Calibration, Score
+from hf_oodclip.metrics import accuracy, detection_metrics
+
+from .benchmark import Benchmark, SetSpec
+
+__all__ = [
+    "ScoredSet",
+    "Settings",
+    "calibration_report",
+    "compare_published",
+    "fit_calibrations",
+    "measure_accuracy",
+    "measure_detection",
+]
+
+METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95_id_pos", "fpr95_ood_pos")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is run, besides model and data.
+
+    Args:
+        scores: Scores to compute; those the model cannot give are reported as skipped.
+        id_filter: `all` ID images count, or only `correct`ly classified ones, as CRoFT has it.
+        full_spectrum: Count covariate-shifted images as ID too, as OpenOOD's full spectrum does.
+        target_tpr: Share of ID images the calibration accepts.
+        num_bootstrap: Resamples for intervals; 0 for none.
+        batch_size: Images a forward pass.
+        seed: Seed of the bootstrap.
+    """
+
+    scores: tuple[Score, ...]
+    id_filter: str = "all"
+    full_spectrum: bool = False
+    target_tpr: float = 0.95
+    num_bootstrap: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass
+class ScoredSet:
+    """One set after its image pass."""
+
+    spec: SetSpec
+    images: ImageSet
+    rows: Tensor
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidence: np.ndarray
+    nearest_negative: np.ndarray | None
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def id_rows(self, id_filter: str) -> np.ndarray:
+        """Return which images count as ID."""
+        if id_filter == "all" or (self.labels < 0).all():
+            return np.ones(len(self.labels), dtype=bool)
+        return self.predictions == self.labels
+
+
+def measure_accuracy(each: ScoredSet, settings: Settings) -> dict[str, Any] | None:
+    if (each.labels < 0).any():
+        return None
+    right = (each.predictions == each.labels).astype(float)
+    result = {
+        "set": each.spec.name,
+        "role": each.spec.role,
+        "value": accuracy(each.predictions, each.labels),
+        "count": len(right),
+    }
+    if settings.num_bootstrap:
+        generator = np.random.default_rng(settings.seed)
+        draws = generator.binomial(len(right), right.mean(), settings.num_bootstrap) / len(right)
+        result["low"], result["high"] = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
+    return result
+
+
+def measure_detection(
+    scored: Mapping[str, ScoredSet], id_set: ScoredSet, keys: list[str], settings: Settings
+) -> list[dict[str, Any]]:
+    id_sets = [id_set]
+    if settings.full_spectrum:
+        id_sets += [each for each in scored.values() if each.spec.role == "shifted"]
+    rows: list[dict[str, Any]] = []
+    for key in keys:
+        id_values = np.concatenate([each.scores[key][each.id_rows(settings.id_filter)] for each in id_sets])
+        own = []
+        for name, each in scored.items():
+            if each.spec.role not in ("near", "far"):
+                continue
+            found = detection_metrics(
+                id_values, each.scores[key], num_bootstrap=settings.num_bootstrap, seed=settings.seed
+            )
+            row: dict[str, Any] = {"score": key, "set": name, "role": each.spec.role}
+            row |= {"num_id": len(id_values), "num_ood": len(each.scores[key])}
+            for metric in METRICS:
+                row[metric] = found[metric]
+                if settings.num_bootstrap:
+                    row[f"{metric}_low"], row[f"{metric}_high"] = found[f"{metric}_interval"]  # type: ignore[misc]
+            own.append(row)
+        rows += own
+        roles = {row["role"] for row in own}
+        groups = {role: [row for row in own if row["role"] == role] for role in ("near", "far") if role in roles}
+        if len(groups) > 1 or not groups:
+            groups["all"] = own
+        for role, members in groups.items():
+            if len(members) > 1 or role == "all":
+                means = {metric: float(np.mean([row[metric] for row in members])) for metric in METRICS if members}
+                rows.append({"score": key, "set": f"mean of {role}", "role": role, **means})
+    return rows
+
+
+def fit_calibrations(scored: Mapping[str, ScoredSet], keys: list[str], settings: Settings) -> dict[str, Calibration]:
+    source = next((each for each in scored.values() if each.spec.role == "calibration"), None)
+    if source is None:
+        return {}
+    return {key: Calibration.fit(torch.from_numpy(source.scores[key]), key, settings.target_tpr) for key in keys}
+
+
+def calibration_report(calibration: Calibration, key: str, scored: Mapping[str, ScoredSet]) -> dict[str, Any]:
+    accepted = {
+        name: float(1 - calibration.is_ood(torch.from_numpy(each.scores[key])).float().mean())
+        for name, each in scored.items()
+        if each.spec.role != "calibration"
+    }
+    return {**calibration.to_dict(), "accepted": accepted}
+
+
+def compare_published(
+    benchmark: Benchmark, detection: list[dict[str, Any]], accuracies: list[dict[str, Any] | None]
+) -> list[dict[str, Any]]:
+    by_place = {(row["score"], row["set"]): row for row in detection}
+    by_set = {row["set"]: row["value"] for row in accuracies if row is not None}
+    rows = []
+    for each in benchmark.published:
+        name = f"mean of {each.set}" if each.set in ("near", "far", "all") else each.set
+        if each.metric == "id_accuracy":
+            value = by_set.get(each.set)
+        else:
+            # One group alone has no mean over all: its own mean is that.
+            row = by_place.get((each.score, name)) or (
+                by_place.get((each.score, "mean of far")) if each.set == "all" else None
+            )
+            value = None if row is None else row[each.metric]
+        ours = None if value is None else 100 * value
+        rows.append(
+            {
+                "score": each.score,
+                "set": each.set,
+                "metric": each.metric,
+                "published": each.value,
+                "ours": ours,
+                "difference": None if ours is None else ours - each.value,
+                "method": each.method,
+                "backbone": each.backbone,
+                "source": each.source,
+            }
+        )
+    return rows
