@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import CONFIG_NAME
 
 from .adapter_record import AdapterRecord
-from .adapters.checking import check_adapter, find_options, read_adapter_config
-from .errors import AdapterError, CheckpointError
+from .adapters.checking import check_adapter, check_same_labels, find_options, read_adapter_config
+from .errors import CheckpointError
 
 __all__ = ["AdapterLoadingMixin", "ModelSource", "find_base"]
 
@@ -119,30 +119,26 @@ class AdapterLoadingMixin:
             load_config = kwargs.get("load_config")
             downloads = {} if load_config is None else load_config.download_kwargs
             options = find_options({**downloads, **kwargs, **(kwargs.get("adapter_kwargs") or {})})
-            record = None
             # With load_config it is from_pretrained that calls: it sees to the record when the model is whole.
-            if not self.labels and load_config is None:
-                record = AdapterRecord.load(peft_model_id, options)
+            record = AdapterRecord.load(peft_model_id, options) if load_config is None else None
             classes: tuple[Any, Any] = (self.text_bank.label_embeds, self.text_bank.negative_embeds)
-            if record is not None:
+            if record is not None and not self.labels:
                 classes = (record.labels, record.negatives or ())
             widths = (self.similarity.dim, self.prompt_learner.text_width)
             with warnings.catch_warnings():
                 # What PEFT has to say about the config is said when it loads it, not twice.
                 warnings.simplefilter("ignore")
-                check_adapter(peft_model_id, options, widths, *(len(each) for each in classes))
-            if record is not None:
+                config = check_adapter(peft_model_id, options, widths, *(len(each) for each in classes))
+            if record is not None and not self.labels:
                 record.apply(self)
+            elif record is not None and config is not None and config.is_class_specific:
+                check_same_labels(record.labels, self.labels)
         return super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
 
     def _check_classes(self, labels: list[str], num_negatives: int) -> None:
         """Raise `AdapterError` where a loaded adapter belongs to other classes than these."""
         for layer in (self.similarity, self.prompt_learner):
             layer.check_classes(len(labels), num_negatives)
-            for name, config in getattr(layer, "configs", {}).items():
-                if config.is_class_specific and self.labels and labels != self.labels:
-                    raise AdapterError(
-                        f"The adapter {name!r} is class-specific: it belongs to the labels it was trained with "
-                        f"({', '.join(self.labels[:5])}, ...) and cannot take others. Unload it, or train an adapter "
-                        "without class-specific parts."
-                    )
+            for config in getattr(layer, "configs", {}).values():
+                if config.is_class_specific and self.labels:
+                    check_same_labels(self.labels, labels)

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import LabelError, NonFiniteError
+from .errors import CheckpointError, LabelError, NonFiniteError
 
 __all__ = [
     "bare_text_tower",
     "context_length",
     "embed_tokens",
     "encode_images",
+    "encode_images_and_patches",
+    "encode_patches",
     "encode_prompts",
     "encode_tokens",
     "find_overlong",
@@ -51,6 +53,51 @@ def encode_images(clip: Any, pixel_values: Tensor, **kwargs: Any) -> tuple[Tenso
     """
     output = clip.get_image_features(pixel_values=pixel_values, **kwargs)
     return output.pooler_output, output
+
+
+def encode_images_and_patches(clip: Any, pixel_values: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor, Any]:
+    """Return what `encode_images` does with, between the two, the embeddings of the patches `[B, P, D]`.
+
+    For the input `x` of the last block of a vision transformer, `w = x + OutProj(VProj(LN1(x)))` lets
+    every patch speak for itself instead of attending to others; `w + MLP(LN2(w))` then goes through the
+    last norm and the projection as the image does.
+
+    Raises:
+        CheckpointError: The vision tower is no CLIP transformer.
+
+    Source: Miyai et al., "GL-MCM", IJCV 2025.
+    """
+    vision = clip.vision_model
+    block = next(reversed(getattr(getattr(vision, "encoder", None), "layers", [])), None)
+    parts = ("layer_norm1", "self_attn.v_proj", "self_attn.out_proj", "layer_norm2", "mlp")
+    modules = {name: _find(block, name) for name in parts}
+    if block is None or None in modules.values() or _find(vision, "post_layernorm") is None:
+        raise CheckpointError(
+            f"Patch embeddings need the vision transformer of CLIP; {type(vision).__name__} is none. Use a score "
+            "that does not need patch_similarity."
+        )
+    hidden: list[Tensor] = []
+    hook = block.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    try:
+        image_embeds, output = encode_images(clip, pixel_values, **kwargs)
+    finally:
+        hook.remove()
+    tokens = hidden[0][:, 1:]
+    values = modules["self_attn.v_proj"](modules["layer_norm1"](tokens))
+    tokens = tokens + modules["self_attn.out_proj"](values)
+    tokens = tokens + modules["mlp"](modules["layer_norm2"](tokens))
+    return image_embeds, clip.visual_projection(vision.post_layernorm(tokens)), output
+
+
+def encode_patches(clip: Any, pixel_values: Tensor) -> Tensor:
+    """Return the projected embeddings of the patches `[B, P, D]` before normalisation."""
+    return encode_images_and_patches(clip, pixel_values)[1]
+
+
+def _find(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -169,6 +169,10 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             if getattr(self, "_hf_peft_config_loaded", False):
                 AdapterRecord.of(self).save(save_directory)
+                for config in self.peft_config.values():
+                    if hasattr(config, "belong_to"):
+                        # The config writes the record too, and a copied model's still knows the model copied.
+                        config.belong_to(self)
                 super().save_pretrained(save_directory, *args, **kwargs)
                 return
             if self._negatives is not None:
@@ -210,7 +214,7 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         *,
         average: Average | None = None,
     ) -> None:
-        """Replace labels, templates and negatives; calibrations made before are dropped.
+        """Replace labels, templates and negatives; calibrations and fits made before are dropped.
 
         Args:
             labels: Class names. Duplicates are kept (their order is that of the logits) with a warning.
@@ -252,6 +256,8 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         if self.ood_head.calibrations:
             logger.warning("The labels changed, so the calibration was dropped: calibrate again.")
             self.ood_head.set_calibrations([])
+        if self.ood_head.forget():
+            logger.warning("The labels changed, so what the score was fitted to was dropped: call fit_score again.")
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> OODImageClassifierOutput:
@@ -268,13 +274,14 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
             ScoreInputError: The score needs something the model lacks, such as negatives.
             NonFiniteError: Features are NaN or infinite.
         """
-        image_embeds, vision_output = encoders.encode_images(self.clip, pixel_values, **kwargs)
-        inputs = self.score_inputs(image_embeds=image_embeds)
+        score = self.score
+        image_embeds, patch_embeds, vision_output = self.encode(pixel_values, [score], **kwargs)
+        inputs = self.score_inputs(pixel_values, image_embeds, patch_embeds, score=score)
         logits = self.clip.logit_scale.exp().to(inputs.similarity.dtype) * inputs.similarity
         return OODImageClassifierOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,
-            ood_score=self.score(inputs),
+            ood_score=score(inputs),
             image_embeds=inputs.image_embeds,
             hidden_states=vision_output.hidden_states,
             attentions=vision_output.attentions,

@@ -29,6 +29,8 @@ class OODHead(Float32Module):
     def __init__(self, config: OODCLIPConfig) -> None:
         super().__init__()
         self.config = config
+        # An online score lives as long as it is in use; its memory of images is not saved.
+        self._online: Score | None = None
         for name, shape in (config.score_record or {}).get("state", {}).items():
             self.register_buffer(_STATE + name, torch.zeros(shape, dtype=torch.float32))
         for position, record in enumerate(config.calibrations):
@@ -40,7 +42,11 @@ class OODHead(Float32Module):
         record = self.config.score_record
         if record is None:
             return get_score(self.default_score_name())
+        if self._online is not None:
+            return self._online
         score = get_score(record["name"], **record.get("options", {}))
+        if score.online:
+            self._online = score
         state = {name: getattr(self, _STATE + name) for name in record.get("state", {})}
         score.load_state_dict(state)
         return score
@@ -54,8 +60,7 @@ class OODHead(Float32Module):
     def set_score(self, score: str | Score | None, device: Any = None, **options: Any) -> None:
         """Choose the score by name or object (None: the default one), with its fitted state."""
         chosen = None if score is None else get_score(score, **options)
-        for name in (self.config.score_record or {}).get("state", {}):
-            delattr(self, _STATE + name)
+        self.forget()
         if chosen is None:
             self.config.score_record = None
             return
@@ -65,6 +70,16 @@ class OODHead(Float32Module):
             self.config.score_record["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
         for name, tensor in state.items():
             self.register_buffer(_STATE + name, tensor.detach().clone().to(device, torch.float32))
+
+    def forget(self) -> bool:
+        """Drop what the score in use was fitted to or remembers; tell whether it was fitted."""
+        self._online = None
+        state = (self.config.score_record or {}).get("state", {})
+        if self.config.score_record and state:
+            self.config.score_record = {k: v for k, v in self.config.score_record.items() if k != "state"}
+        for name in state:
+            delattr(self, _STATE + name)
+        return bool(state)
 
     @property
     def calibrations(self) -> list[Calibration]:

@@ -82,8 +82,6 @@ class Trainer:
         self.best_value: float | None = None
 
     def _check_parameters(self) -> None:
-        if not self.parameters:
-            raise RecipeError(f"The adapter {self.recipe.adapter} has no parameter to train.")
         in_vision = [name for name in self.parameters if ".vision_model." in name or ".visual_projection." in name]
         if in_vision and self.recipe.inputs != "pixels":
             raise RecipeError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapter_record import AdapterRecord
 from ..errors import AdapterError
 from . import register_adapters
-from .checking import check_shapes, find_options, refuse_pickle
+from .checking import check_same_labels, check_shapes, find_options, refuse_pickle
 from .peft_types import OODPeftType
 
 if TYPE_CHECKING:
@@ -252,9 +252,12 @@ class OODTuner(BaseTuner):
         device = next(self.model.parameters()).device
         bank = getattr(parent, "text_bank", None)
         if bank is not None:
-            if peft_config._record is not None and not parent.labels:
-                peft_config._record.apply(parent)
+            record = peft_config._record
+            if record is not None and not parent.labels:
+                record.apply(parent)
                 bank = parent.text_bank
+            elif record is not None and peft_config.is_class_specific:
+                check_same_labels(record.labels, parent.labels)
             peft_config.settle_classes(len(bank.label_embeds), len(bank.negative_embeds))
             peft_config.belong_to(parent)
         if isinstance(target, layer_class):

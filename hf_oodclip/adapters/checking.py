@@ -19,6 +19,7 @@ __all__ = [
     "adapter_weights_file",
     "check_adapter",
     "check_parameters",
+    "check_same_labels",
     "find_options",
     "read_adapter_config",
     "refuse_pickle",
@@ -93,8 +94,8 @@ def adapter_weights_file(source: str, options: Mapping[str, Any]) -> str:
 
 def check_adapter(
     source: str, options: Mapping[str, Any], widths: tuple[int, int], num_labels: int, num_negatives: int
-) -> None:
-    """Raise unless an adapter of this package fits a model; other kinds of adapter are PEFT's business.
+) -> Any:
+    """Return the config of an adapter of this package if it fits a model, None for other kinds: PEFT's business.
 
     Args:
         source: Folder or Hub id.
@@ -110,7 +111,7 @@ def check_adapter(
     content = read_adapter_config(source, options)
     own = {info.peft_type.value: name for name, info in ADAPTERS.items()}
     if content is None or content["peft_type"] not in own:
-        return
+        return None
     register_adapters()
     config_class, model_class = get_adapter_classes(own[content["peft_type"]])
     config: Any = config_class.from_peft_type(**content)
@@ -122,6 +123,17 @@ def check_adapter(
         raise AdapterError(f"{path} is damaged ({error}): fetch or save the adapter again.") from error
     check_shapes(source, config, *widths, shapes, model_class.prefix)
     config.settle_classes(num_labels, num_negatives)
+    return config
+
+
+def check_same_labels(trained: list[str], given: list[str]) -> None:
+    """Raise `AdapterError` where a class-specific adapter would be used with other labels than it was trained with."""
+    if trained != given:
+        raise AdapterError(
+            f"This adapter is class-specific: it belongs to the labels it was trained with ({', '.join(trained[:5])}"
+            f"{', ...' if len(trained) > 5 else ''}) and cannot take others. Unload it, or train an adapter without "
+            "class-specific parts."
+        )
 
 
 def check_shapes(

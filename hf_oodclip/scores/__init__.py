@@ -1,7 +1,7 @@
-"""The scores: one file each, one line each in the table below. Larger = more OOD, everywhere.
+"""The scores: one file each, one line each in the tables below. Larger = more OOD, everywhere.
 
-To add a score, write `scores/<name>.py` with one `Score` subclass, add its line to `SCORES`, and
-write `tests/scores/test_<name>.py`; the contract tests pick it up from the table.
+To add a score, write `scores/<name>.py` with one `Score` subclass, add its line to a table, and
+write `tests/scores/test_<name>.py`; the contract tests pick it up from there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,18 @@ from typing import Any
 from ..errors import ScoreInputError, unknown_name
 from .base import Score, ScoreInfo, ScoreInputs
 
-__all__ = ["SCORES", "Score", "ScoreInfo", "ScoreInputs", "get_score", "list_scores", "register_score"]
+__all__ = [
+    "FURTHER_SCORES",
+    "SCORES",
+    "Score",
+    "ScoreInfo",
+    "ScoreInputs",
+    "get_score",
+    "list_scores",
+    "register_score",
+]
 
+# Cosines with labels and mined negatives are all these need: every model has them for every image.
 SCORES: dict[str, str] = {
     "mcm": "mcm:MCM",
     "msp": "msp:MSP",
@@ -26,6 +36,24 @@ SCORES: dict[str, str] = {
     "delta_energy": "delta_energy:DeltaEnergy",
 }
 
+# These need more: ID images to fit on, embeddings, pixels, patches, texts of their own, or a memory.
+FURTHER_SCORES: dict[str, str] = {
+    "react": "react:ReAct",
+    "odin": "odin:ODIN",
+    "ash": "ash:ASH",
+    "knn": "knn:KNN",
+    "mahalanobis": "mahalanobis:Mahalanobis",
+    "rmds": "rmds:RMDS",
+    "vim": "vim:ViM",
+    "gl_mcm": "gl_mcm:GLMCM",
+    "clipn": "clipn:CLIPN",
+    "eoe": "eoe:EOE",
+    "zoc": "zoc:ZOC",
+    "adaneg": "adaneg:AdaNeg",
+}
+
+_TABLE = {**SCORES, **FURTHER_SCORES}
+
 _registered: dict[str, type[Score]] = {}
 
 
@@ -36,7 +64,7 @@ def list_scores() -> list[str]:
         >>> "mcm" in list_scores()
         True
     """
-    return sorted({*SCORES, *_registered})
+    return sorted({*_TABLE, *_registered})
 
 
 def register_score(score_class: type[Score]) -> type[Score]:
@@ -52,7 +80,7 @@ def register_score(score_class: type[Score]) -> type[Score]:
             raise ScoreInputError(f"{score_class.__name__} has no class attribute {attribute!r}; set it.")
     taken = _registered.get(score_class.name)
     same = taken is not None and taken.__qualname__ == score_class.__qualname__
-    if score_class.name in SCORES or (taken is not None and not same):
+    if score_class.name in _TABLE or (taken is not None and not same):
         raise ScoreInputError(f"The score name {score_class.name!r} is taken; choose another name.")
     _registered[score_class.name] = score_class
     return score_class
@@ -66,9 +94,9 @@ def get_score_class(name: str) -> type[Score]:
     """
     if name in _registered:
         return _registered[name]
-    if name not in SCORES:
+    if name not in _TABLE:
         raise unknown_name("score", name, list_scores(), "Own scores: hf_oodclip.register_score.")
-    module_name, class_name = SCORES[name].split(":")
+    module_name, class_name = _TABLE[name].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module_name}"), class_name)
 
 
@@ -76,7 +104,8 @@ def get_score(name: str | Score, **options: Any) -> Score:
     """Return a ready score by name, with its options.
 
     Args:
-        name: A name from `list_scores()`; a `Score` is passed through.
+        name: A name from `list_scores()`; a `Score` is passed through. With other options it keeps what
+            it was fitted to, unless the fit depends on them.
         options: Constructor options of that score, such as `temperature`.
 
     Raises:
@@ -95,6 +124,7 @@ def get_score(name: str | Score, **options: Any) -> Score:
         if not options:
             return name
         changed = dataclasses.replace(name, **options)
-        changed.load_state_dict(name.state_dict())
+        if all(getattr(changed, option) == getattr(name, option) for option in name.fit_options):
+            changed.load_state_dict(name.state_dict())
         return changed
     return score_class(**options)

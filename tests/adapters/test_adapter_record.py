@@ -1,5 +1,6 @@
 """Adapter folders bring back all of the model they were saved from: labels, negatives, score, calibrations."""
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass
@@ -467,3 +468,26 @@ def test_an_adapter_in_the_hub_cache(trained, pixels, tmp_path, monkeypatch, wit
         assert_all_equal(everything(loaded.eval(), pixels), wanted)
     else:
         assert loaded.labels == []
+
+
+def test_a_class_specific_adapter_refuses_as_many_other_labels(tiny_clip, tmp_path):
+    make = OODCLIPForImageClassification.from_pretrained
+    config = NFTConfig(variant="class_specific")
+    get_peft_model(make(tiny_clip, labels=["cat", "dog"], negatives=["fog"]), config).save_pretrained(tmp_path)
+    others = {"labels": ["cat", "bus"], "negatives": ["fog"]}
+    for load in (
+        lambda: make(tiny_clip, **others).load_adapter(str(tmp_path)),
+        lambda: PeftModel.from_pretrained(make(tiny_clip, **others), tmp_path),
+        lambda: make(tmp_path, **others),
+    ):
+        with pytest.raises(AdapterError, match=r"class-specific.*cat, dog.*cannot take others"):
+            load()
+
+
+def test_a_copied_model_saves_its_own_record(tiny_clip, tmp_path):
+    model = OODCLIPForImageClassification.from_pretrained(tiny_clip, labels=["cat", "dog"], negatives=["fog"])
+    model.add_adapter(NFTConfig(), "some_adapter")
+    copied = copy.deepcopy(model)
+    copied.set_labels(["bus", "car", "van"])
+    copied.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "ood_head.json").read_text())["labels"] == ["bus", "car", "van"]

@@ -7,7 +7,7 @@ from hf_oodclip.training.recipe import Recipe, load_recipe
 from hf_oodclip.training.trainer import Trainer, add_adapter
 
 WORDS = ("gravel", "fog", "tax law", "handwriting", "zigzag pattern", "sweater", "number", "stripe")
-CLASSES = ["goldfish", "school bus", "acorn", "desk"]
+CLASSES = ["tabby cat", "police van", "acorn", "desk"]
 
 
 def words_file(folder):

@@ -111,7 +111,7 @@ def test_krnft_objective_equals_the_paper(condition, double_model, tmp_path):
     assert found.keys() == expected.keys()
     assert expected["knowledge_regularization"] > 0.05
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(float(value), abs=1e-9, rel=1e-9), name
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
     slow, fast = gradients(model, expected["loss"]), gradients(model, found["loss"])
     assert len(slow) == 10
     for name, gradient in slow.items():
@@ -124,7 +124,7 @@ def test_conditions_differ(double_model, tmp_path):
     model = randomised(double_model, recipe)
     recipes = [small_recipe("krnft", "pocket", tmp_path, condition=each) for each in ("self", "best_crop", "image")]
     losses = [float(TrainingStep(model, each)(random_batch())["loss"].detach()) for each in recipes]
-    assert len(set(losses.values())) == 3
+    assert len(set(losses)) == 3
 
 
 def test_every_loss_gets_what_it_needs(double_model, tmp_path):
@@ -205,7 +205,7 @@ def test_negative_crops_are_left_alone_when_no_loss_asks_for_them(double_model, 
     without = Batch(
         batch.labels, batch.rows, batch.images, batch.positives, torch.full_like(batch.negatives, torch.nan)
     )
-    assert float(step(without)["loss"]) == float(step(batch)["loss"])
+    assert torch.equal(step(without)["loss"], step(batch)["loss"])
 
 
 def test_a_loss_that_is_not_finite_names_its_rows(double_model, tmp_path):
@@ -252,7 +252,7 @@ def gradients_of_step(model, recipe, inputs, process=(0, 1)):
     return (losses, kept) if sent is None else sent
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", ["krnft", "krnft-code", "coop"])
 def test_how_a_batch_is_spread_changes_nothing(name, dtype, tolerance, tiny_clip, make_model, tmp_path):
     model = make_model(tiny_clip, labels=list(LABELS), negatives=WORDS).to(dtype)
