@@ -53,6 +53,8 @@ SCORES = {
     "energy": ("energy", {}),
     "delta_energy, τ=0.01": ("delta_energy", {}),
     "delta_energy, τ=1": ("delta_energy", {"temperature": 1.0}),
+    "delta_energy, τ=0.1": ("delta_energy", {"temperature": 0.1}),
+    "delta_energy, τ=1, c=2": ("delta_energy", {"temperature": 1.0, "top_c": 2}),
 }
 # Fields changed from a named recipe: all methods get the same shots and the negatives of krnft-pocket.
 NEGATIVES = {"negatives": "neglabel", "num_negatives": 2000, "templates": "photo"}
@@ -63,11 +65,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "KR-NFT": ("krnft-pocket", {}),
     "NFT without KR": ("krnft-pocket", {"losses.knowledge_regularization.weight": 0}),
     "NFT without conditioning": ("krnft-pocket", {"adapter.conditional": False}),
-    "CoOp": ("coop", VIEWS),
+    "CoOp from random words": ("coop", VIEWS),
     "CoOp from words": ("coop", {**VIEWS, "adapter.context_words": "a photo of a"}),
     "CoCoOp": ("cocoop", VIEWS),
     "EBM": ("ebm", VIEWS),
-    "EBM from words": ("ebm", {**VIEWS, "adapter.context_words": "a photo of a"}),
+    "EBM (identity)": ("ebm", {**VIEWS, "losses.ebm.phi": "identity"}),
+    "EBM (softplus)": ("ebm", {**VIEWS, "losses.ebm.phi": "softplus"}),
+    "EBM (softplus) from random words": (
+        "ebm",
+        {**VIEWS, "losses.ebm.phi": "softplus", "adapter.context_words": None, "adapter.num_context": 16},
+    ),
     "TaskRes": ("taskres", VIEWS),
 }
 
@@ -75,11 +82,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 # The scores a method is made for, for the short table.
 OWN_SCORES = {
     "zero-shot": tuple(SCORES),
-    "CoOp": ("neglabel", "mcm"),
-    "CoOp from words": ("neglabel", "mcm"),
+    "CoOp from random words": ("neglabel", "mcm"),
+    "CoOp from words": ("neglabel", "mcm", "delta_energy, τ=1"),
     "CoCoOp": ("neglabel", "mcm"),
-    "EBM": ("neglabel", "delta_energy, τ=0.01", "delta_energy, τ=1"),
-    "EBM from words": ("neglabel", "delta_energy, τ=0.01", "delta_energy, τ=1"),
+    **dict.fromkeys((name for name in METHODS if name.startswith("EBM")), ("neglabel", "delta_energy, τ=1")),
     "TaskRes": ("neglabel", "mcm"),
 }
 
