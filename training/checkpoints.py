@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, digest: str) -> Path:
     Args:
         folder: Where the checkpoints of the run are.
         checkpoint: What to write.
-        digest: Hash of the recipe: only the same one goes on from it.
+        digest: Hash of the recipe and what it is used on: only the same one goes on from it.
 
     Raises:
         CheckpointError: The folder cannot be written, or the disk is full; the checkpoints before stay.

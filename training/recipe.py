@@ -68,7 +68,7 @@ class Recipe:
     Example:
         >>> recipe = load_recipe("krnft")
         >>> recipe.losses["knowledge_regularization"]["weight"]
-        100
+        100.0
     """
 
     name: str = _option("custom", "Name of the recipe.")

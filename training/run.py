@@ -69,7 +69,8 @@ def load_model(recipe: Recipe, labels: list[str], device: Any = None) -> Any:
     base = pocket_path() if recipe.base == "pocket" else recipe.base
     with _no_progress_bars():
         model = OODCLIPForImageClassification.from_pretrained(base)
-    if device is not None:
+    if device is not None and torch.device(device).type != model.device.type:
+        # Not from cpu to cpu:0, as several processes have it: a copy may lie otherwise in memory, and round otherwise.
         model = model.to(device)
     negatives: Any = recipe.negatives
     if recipe.num_negatives is not None and negatives is not None:

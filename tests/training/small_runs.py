@@ -7,6 +7,8 @@ from hf_oodclip.training.recipe import Recipe, load_recipe
 from hf_oodclip.training.trainer import Trainer, add_adapter
 
 WORDS = ("gravel", "fog", "tax law", "handwriting", "zigzag pattern", "sweater", "number", "stripe")
+# Of the tiny CLIP.
+DIM = 24
 CLASSES = ["tabby cat", "police van", "acorn", "desk"]
 
 
@@ -65,3 +67,19 @@ def make_trainer(model, recipe, inputs, folder=None, accelerator=None, **options
     """A trainer on the CPU, with the adapter put on the model first."""
     add_adapter(model, recipe)
     return Trainer(model, recipe, inputs, accelerator or Accelerator(cpu=True), folder, **options)
+
+
+def trained(trainer):
+    """What is trained, as it is now."""
+    return {name: each.detach().clone() for name, each in trainer.parameters.items()}
+
+
+def same(one, other):
+    """Whether two sets of parameters are equal to the last bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def evaluations(values):
+    """An evaluate function with a list of what it will find."""
+    remaining = iter(values)
+    return lambda: dict(next(remaining))

@@ -74,10 +74,10 @@ NUMBERS = {
     | {"adapter.context_words": "a photo of a", "adapter.conditional": True, "epochs": 10, "batch_size": 1},
     "ebm": COOP
     | {
-        "adapter.num_context": 16,
+        "adapter.context_words": "a photo of a",
         "epochs": 30,
         "score": "delta_energy",
-        "losses": {"classification": {"weight": 1.0}, "ebm": {"weight": 1.0}},
+        "losses": {"classification": {"weight": 1.0}, "ebm": {"weight": 1.0, "phi": "exp"}},
     },
     "clip-adapter": COOP | {"adapter.type": "clip_adapter", "epochs": 50},
     "taskres": COOP
@@ -151,7 +151,6 @@ def test_shipped_recipe(name):
         ("mixed_precision", "no", "no"),
         ("templates", "a {}, in the wild", "a {}, in the wild"),
         ("adapter.hidden-size", "16", 16),
-        ("adapter.variant", "uni", "uni"),
         ("losses.ood_negatives.weight", "1e-1", 0.1),
         ("losses.ebm.phi", "exp", "exp"),
     ],

@@ -11,26 +11,16 @@ from hf_oodclip.training.checkpoints import latest_checkpoint
 from hf_oodclip.training.recipe import list_recipes
 from hf_oodclip.training.run import run_recipe
 from hf_oodclip.training.trainer import Trainer
-from small_runs import CLASSES, WORDS, make_trainer, random_inputs, small_recipe
+from small_runs import CLASSES, DIM, WORDS, evaluations, make_trainer, random_inputs, same, small_recipe, trained
 
-from hf_oodclip.errors import CheckpointError, NonFiniteError, RecipeError
+from hf_oodclip.errors import NonFiniteError, RecipeError
 
-DIM = 24
 LABELS = [0, 1, 2, 3] * 3
 
 
 @pytest.fixture
 def model(tiny_clip, make_model):
     return make_model(tiny_clip, labels=CLASSES, negatives=WORDS)
-
-
-def trained(trainer):
-    """What is trained, as it is now."""
-    return {name: each.detach().clone() for name, each in trainer.parameters.items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -179,12 +169,6 @@ def test_bf16_keeps_the_adapter_in_fp32_and_stays_near(model, tmp_path):
     assert found["bf16"] == pytest.approx(found["no"], rel=0.05)
 
 
-def evaluations(values):
-    """An evaluate function with a list of what it will find."""
-    remaining = iter(values)
-    return lambda: dict(next(remaining))
-
-
 @pytest.mark.parametrize(("metric", "kept"), [("auroc", 2), ("fpr95", 3)])
 def test_best_metric_keeps_the_best_epoch(metric, kept, model, tmp_path):
     recipe = small_recipe("ssf", "pocket", tmp_path, best_metric=metric, eval_every=1, epochs=4, learning_rate=0.01)
@@ -217,78 +201,6 @@ def test_evaluations_are_as_often_as_asked(model, tmp_path):
         trainer = make_trainer(copy.deepcopy(model), recipe, inputs, evaluate=lambda: {"auroc": 0.5})
         trainer.train()
         assert [each["epoch"] for each in trainer.evaluations] == epochs
-
-
-class StopError(Exception):
-    """Stands for a kill."""
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
-@pytest.mark.parametrize("stop", [1, 7, 10])
-def test_a_resumed_run_ends_with_the_same_bits(optimizer, stop, model, tmp_path):
-    changes = {"optimizer": optimizer, "learning_rate": 0.01, "epochs": 4, "best_metric": "auroc", "eval_every": 1}
-    found = [{"auroc": value} for value in (0.3, 0.8, 0.6, 0.7)]
-    recipe = small_recipe("krnft", "pocket", tmp_path, checkpoint_every=2, batch_size=4, **changes)
-
-    def make(folder, values):
-        inputs = random_inputs(recipe, LABELS, DIM)
-        return make_trainer(copy.deepcopy(model), recipe, inputs, folder, evaluate=evaluations(values))
-
-    whole = make(tmp_path / "whole", found)
-    whole.train()
-    assert whole.plan.num_steps == 12
-
-    killed = make(tmp_path / "killed", found)
-
-    def log(values, step):
-        if step == stop:
-            raise StopError
-
-    killed.log = log
-    with pytest.raises(StopError):
-        killed.train()
-    resumed = make(tmp_path / "killed", found[(stop - 1) // 2 * 2 // 3 :])
-    resumed.train(resume=True)
-    assert same(trained(resumed), trained(whole))
-    assert resumed.history == whole.history
-    assert resumed.evaluations == whole.evaluations
-
-
-def test_resuming_a_finished_run_changes_nothing(model, tmp_path):
-    recipe = small_recipe("ssf", "pocket", tmp_path, learning_rate=0.01)
-    inputs = random_inputs(recipe, LABELS, DIM)
-    first = make_trainer(copy.deepcopy(model), recipe, inputs, tmp_path / "c")
-    first.train()
-    again = make_trainer(copy.deepcopy(model), recipe, inputs, tmp_path / "c")
-    again.train(resume=True)
-    assert same(trained(first), trained(again))
-    assert again.history == first.history
-
-
-def test_nothing_to_resume_from_is_said(model, tmp_path, warned):
-    recipe = small_recipe("ssf", "pocket", tmp_path)
-    trainer = make_trainer(model, recipe, random_inputs(recipe, LABELS[:4], DIM), tmp_path / "c")
-    trainer.train(resume=True)
-    assert "starting anew" in warned[0]
-    assert len(trainer.history) == 2
-
-
-@pytest.mark.parametrize("other", ["recipe", "images", "labels", "negatives"])
-def test_a_checkpoint_of_another_run_is_refused(other, model, tiny_clip, make_model, tmp_path):
-    recipe = small_recipe("krnft", "pocket", tmp_path)
-    inputs = random_inputs(recipe, LABELS, DIM)
-    make_trainer(copy.deepcopy(model), recipe, inputs, tmp_path / "c").train()
-    if other == "recipe":
-        recipe = small_recipe("krnft", "pocket", tmp_path, learning_rate=0.5)
-    elif other == "images":
-        inputs.rows[0] += 100
-    elif other == "labels":
-        model = make_model(tiny_clip, labels=[*CLASSES[:3], "bus"], negatives=WORDS)
-    else:
-        model = make_model(tiny_clip, labels=CLASSES, negatives=[*WORDS[:-1], "mud"])
-    trainer = make_trainer(model, recipe, inputs, tmp_path / "c")
-    with pytest.raises(CheckpointError, match="another recipe"):
-        trainer.train(resume=True)
 
 
 def test_adapters_that_cannot_be_trained_so(model, tmp_path):
