@@ -36,14 +36,24 @@ __all__ = [
 MEANS = ("near", "far", "all")
 
 
-def _shipped() -> dict[str, tuple[Path, str | None]]:
-    """Return file and variant of each benchmark by its full name."""
-    found: dict[str, tuple[Path, str | None]] = {}
-    for entry in sorted(Path(str(files("hf_oodclip.evaluation") / "benchmarks")).glob("*.yaml")):
-        content = parse_benchmark(entry.read_text(encoding="utf-8"), entry.name)
-        for variant in variants_of(content, entry.name) or [None]:
-            found[f"{entry.stem}-{variant}" if variant else entry.stem] = (entry, variant)
-    return found
+def _files() -> list[Path]:
+    return sorted(Path(str(files("hf_oodclip.evaluation") / "benchmarks")).glob("*.yaml"))
+
+
+def _names_in(path: Path) -> dict[str, str | None]:
+    """Return the variant behind the full name of each benchmark of a file, None if it has no variants."""
+    variants = variants_of(parse_benchmark(path.read_text(encoding="utf-8"), path.name), path.name)
+    return {f"{path.stem}-{each}": each for each in variants} or {path.stem: None}
+
+
+def _find(name: str) -> tuple[Path, str | None]:
+    """Return the file of a shipped benchmark, and its variant if the name says one."""
+    for path in _files():
+        if name == path.stem:
+            return path, None
+        if name.startswith(f"{path.stem}-") and name in (names := _names_in(path)):
+            return path, names[name]
+    raise unknown_name("benchmark", name, list_benchmarks(), "Or give the path of a YAML file.")
 
 
 def list_benchmarks() -> list[str]:
@@ -53,7 +63,7 @@ def list_benchmarks() -> list[str]:
         >>> "imagenet1k-four" in list_benchmarks()
         True
     """
-    return sorted(_shipped())
+    return sorted(name for path in _files() for name in _names_in(path))
 
 
 def load_benchmark(
@@ -77,17 +87,14 @@ def load_benchmark(
         >>> len(benchmark.labels), [each.name for each in benchmark.ood_sets]
         (10, ['imagenet20', 'imagenet100'])
     """
-    shipped, name, path = _shipped(), str(name_or_path), Path(name_or_path)
-    stems = {file.stem: file for file, _ in shipped.values()}
-    if name in shipped:
-        path, named = shipped[name]
-        if variant not in (None, named):
-            raise BenchmarkError(f"{name} is the variant {named!r}, got variant={variant!r}. Leave one of them out.")
-        variant = named
-    elif name in stems:
-        path = stems[name]
-    elif path.suffix not in (".yaml", ".yml") or not path.is_file():
-        raise unknown_name("benchmark", name, shipped, "Or give the path of a YAML file.")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise BenchmarkError(f"seed must be a whole number from 0, got {seed!r:.200}.")
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        path, named = _find(str(name_or_path))
+        if variant is not None and named not in (None, variant):
+            raise BenchmarkError(f"{name_or_path} is its variant {named!r}, got variant={variant!r}. Leave that out.")
+        variant = named or variant
     content = parse_benchmark(path.read_text(encoding="utf-8", errors="replace"), path.name)
     variants = variants_of(content, path.name)
     if variant is not None and variant not in variants:
@@ -128,9 +135,8 @@ def _set_spec(
     if fields["role"] not in ROLES:
         raise unknown_name(f"role of {where}", fields["role"], ROLES)
     if ("source" in fields) == ("image_list" in fields):
-        raise BenchmarkError(
-            f"{where} needs one of source and image_list, got {'both' if 'source' in fields else 'none'}."
-        )
+        given = "both" if "source" in fields else "neither"
+        raise BenchmarkError(f"{where} needs one of source and image_list, got {given}.")
     other = "source" if "image_list" in fields else "image_list"
     needs_source = ("split", "revision", "config_name", "image_column", "label_column", "parts")
     for key in ("image_root",) if other == "image_list" else needs_source:
@@ -229,7 +235,7 @@ def _spec_of(role: str, source: str, limit: int | None, labels: ClassList | None
     path, _, split = (source, "", "") if Path(source).exists() else source.partition("#")
     local = path.partition(":")[0] == "embedded" or Path(path).expanduser().exists() or "*" in path
     return SetSpec(
-        source,
+        f"{source}/" if source in MEANS else source,
         role,
         path if local and path.startswith("embedded") else str(Path(path).expanduser().absolute()) if local else path,
         split=split or None,

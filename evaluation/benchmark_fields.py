@@ -57,12 +57,17 @@ def parse_benchmark(text: str, title: str) -> dict[str, Any]:
     try:
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader), title, [])
         content = read_yaml(text)
+    except BenchmarkError:
+        raise
     except yaml.YAMLError as error:
         raise BenchmarkError(f"{title} is not YAML: {error}.") from error
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise BenchmarkError(f"{title} cannot be read as YAML: {error}.") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{title}: a value does not fit its tag (!!). Leave tags out: {error}.") from error
     if not isinstance(content, dict):
-        raise BenchmarkError(f"{title} must hold fields and values, got {type(content).__name__}.")
+        found = "nothing" if content is None else type(content).__name__
+        raise BenchmarkError(f"{title} must hold fields and values, got {found}.")
     return content
 
 

@@ -148,7 +148,7 @@ def _class_path(name: str, where: str, folders: Iterable[Path]) -> Path:
         places = [Path(folder) / Path(name).expanduser() for folder in (*folders, Path())]
         found = next((path for path in places if path.is_file()), None)
     except (OSError, ValueError, RuntimeError) as error:
-        raise BenchmarkError(f"{where}: {name!r:.200} cannot be the name of a file: {error}.") from error
+        raise BenchmarkError(f"{where}: {name!r:.200} cannot be the name of a file: {error!s:.100}.") from error
     if found is None:
         advice = f"Or give a file of your own; looked for {', '.join(sorted({str(path) for path in places}))}."
         raise unknown_name(f"class list of {where}", name, names, advice)

@@ -19,14 +19,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from hf_oodclip.evaluation.sample_table import MEANS, SampleTable, read_run
+from hf_oodclip.evaluation.tables import one_line
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 # Imported as the package does it, since this file is also started by its path.
-from hf_oodclip.errors import OODCLIPError, unknown_name
-from hf_oodclip.evaluation.sample_table import MEANS, ReportError, SampleTable, read_run
-from hf_oodclip.evaluation.tables import one_line
+from hf_oodclip.errors import OODCLIPError, RunError, unknown_name
 from hf_oodclip.metrics import _curves, _evaluate, _rank
 
 __all__ = ["Difference", "compare_runs", "main"]
@@ -37,7 +38,10 @@ _SHOWN = {
     "fpr95_id_pos": "FPR95, ID pos.",
     "fpr95_ood_pos": "FPR95, OOD pos.",
 }
+# Images drawn at a time: bounds the memory.
 _CHUNK = 2**17
+
+logger = logging.get_logger("hf_oodclip.evaluation.compare")
 
 
 @dataclass(frozen=True)
@@ -84,84 +88,117 @@ def compare_runs(
         seed: Fixes the resamples; no global generator is used.
 
     Raises:
-        ReportError: A folder holds no run, the images differ, or nothing can be compared.
+        RunError: A folder holds no run, the images differ, or nothing can be compared.
         UnknownNameError: A run has no such score.
     """
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ReportError(
-            f"num_resamples is {num_resamples} and confidence {confidence}; allowed are at least 1, and a share "
-            "between 0 and 1. Try 2000 and 0.95."
+    if num_resamples < 1 or not 0 < confidence < 1 or seed < 0:
+        raise RunError(
+            f"num_resamples is {num_resamples}, confidence {confidence} and seed {seed}; allowed are at least 1, a "
+            "share between 0 and 1, and at least 0. Try 2000, 0.95 and 0."
         )
     (results, table), (other_results, other_table) = read_run(first), read_run(second)
     runs = SampleTable(table), SampleTable(other_table)
     sets = [name for name in runs[0].roles if name in runs[1].roles]
     for name in sets:
         _check_same_images(name, runs, (results, other_results))
-    pairs = _score_pairs(runs, score, other_score)
-    # A generator for each set: the draws of one do not depend on which others there are after it.
-    order = {name: place for place, name in enumerate(sets)}
-
-    def draws(name: str, rows: int) -> Iterator[np.ndarray]:
-        generator, count = np.random.default_rng([seed, order[name]]), runs[0].count(name)
-        for start in range(0, num_resamples, rows):
-            yield generator.integers(count, size=(min(rows, num_resamples - start), count))
-
-    found: list[Difference] = []
-
-    def add(
-        name: str, metric: str, keys: tuple[str | None, str | None], figures: Sequence[float], all_: np.ndarray
-    ) -> None:
-        low, high = np.quantile(all_, [0.5 - confidence / 2, 0.5 + confidence / 2])
-        turned = 1 + min((all_ <= 0).sum(), (all_ >= 0).sum())
-        p_value = min(1.0, 2 * float(turned) / (num_resamples + 1))
-        difference = figures[1] - figures[0]
-        found.append(Difference(name, metric, *keys, *figures, difference, float(low), float(high), p_value))
-
-    for name in sets:
-        if runs[0].roles[name] in ("id", "shifted") and (runs[0].of(name, "label") >= 0).all():
-            right = [(run.of(name, "label") == run.of(name, "prediction")).astype(float) for run in runs]
-            gain, rows = right[1] - right[0], max(1, _CHUNK // len(right[0]))
-            resampled = np.concatenate([gain[drawn].mean(axis=1) for drawn in draws(name, rows)])
-            add(name, "accuracy", (None, None), [float(each.mean()) for each in right], resampled)
+    if lone := sorted({*runs[0].roles, *runs[1].roles} - {*sets}):
+        logger.warning(f"Only one of the runs has {', '.join(lone)}: left out, of the means as well.")
+    bootstrap = _PairedBootstrap(runs, num_resamples, confidence, seed)
+    found = [
+        bootstrap.accuracy(name)
+        for name in sets
+        if runs[0].roles[name] in ("id", "shifted") and (runs[0].of(name, "label") >= 0).all()
+    ]
     id_set, ood_sets = runs[0].id_set, [name for name in runs[0].ood_sets if name in sets]
-    if id_set not in sets or id_set is None or not ood_sets:
-        if not found:
-            raise ReportError(f"{first} and {second} have no labelled ID set and no ID and OOD set in common.")
-        return found
-    for keys in pairs:
-        figures: dict[tuple[str, str], list[float]] = {}
-        resampled_by: dict[tuple[str, str], np.ndarray] = {}
+    if id_set in sets and id_set is not None and ood_sets:
+        for pair in _score_pairs(runs, score, other_score):
+            found += bootstrap.detection(id_set, ood_sets, pair)
+    if not found:
+        raise RunError(f"{first} and {second} have no labelled ID set and no pair of ID and OOD sets in common.")
+    return found
+
+
+class _PairedBootstrap:
+    """Differences of two runs, both measured on the same draws of the images, set by set."""
+
+    def __init__(self, runs: Sequence[SampleTable], num_resamples: int, confidence: float, seed: int) -> None:
+        self.runs, self.num_resamples, self.confidence, self.seed = runs, num_resamples, confidence, seed
+
+    def accuracy(self, name: str) -> Difference:
+        right = [(run.of(name, "label") == run.of(name, "prediction")).astype(float) for run in self.runs]
+        gain, rows = right[1] - right[0], max(1, _CHUNK // len(right[0]))
+        resampled = np.concatenate([gain[drawn].mean(axis=1) for drawn in self._draws(name, rows)])
+        return self._difference(name, "accuracy", (None, None), [float(each.mean()) for each in right], resampled)
+
+    def detection(self, id_set: str, ood_sets: Sequence[str], scores: tuple[str, str]) -> list[Difference]:
+        figures: dict[str, dict[str, np.ndarray]] = {}
+        resampled: dict[str, dict[str, np.ndarray]] = {}
         for name in ood_sets:
             sides = [
                 _rank(run.of(id_set, f"score:{key}"), run.of(name, f"score:{key}"))
-                for run, key in zip(runs, keys, strict=True)
+                for run, key in zip(self.runs, scores, strict=True)
             ]
-            rows = max(1, _CHUNK // (runs[0].count(id_set) + runs[0].count(name)))
             points = [_evaluate(_curves(*each), None) for each in sides]
-            parts: list[Mapping[str, np.ndarray]] = []
-            for known, unknown in zip(draws(id_set, rows), draws(name, rows), strict=True):
+            figures[name] = {metric: np.concatenate([each[metric] for each in points]) for metric in points[0]}
+            parts = []
+            rows = max(1, _CHUNK // (self.runs[0].count(id_set) + self.runs[0].count(name)))
+            for known, unknown in zip(self._draws(id_set, rows), self._draws(name, rows), strict=True):
                 one, other = (
                     _evaluate(_curves([side[0][0, known], side[1][0, unknown]], distinct), None)
                     for side, distinct in sides
                 )
                 parts.append({metric: other[metric] - one[metric] for metric in one})
-            for metric in points[0]:
-                figures[name, metric] = [float(each[metric][0]) for each in points]
-                resampled_by[name, metric] = np.concatenate([part[metric] for part in parts])
+            resampled[name] = {metric: np.concatenate([part[metric] for part in parts]) for metric in points[0]}
         groups = {name: [name] for name in ood_sets}
         for mean, roles in MEANS.items():
-            those = [name for name in ood_sets if runs[0].roles[name] in roles]
+            those = [name for name in ood_sets if self.runs[0].roles[name] in roles]
+            # The ID images of one resample are the same for every set, so the mean is resampled as it is measured.
             groups |= {mean: those} if len(those) > 1 else {}
-        for group, names in groups.items():
-            for metric in points[0]:
-                means = np.mean([figures[name, metric] for name in names], axis=0).tolist()
-                add(group, metric, keys, means, np.mean([resampled_by[name, metric] for name in names], axis=0))
-    return found
+        return [
+            self._difference(
+                group,
+                metric,
+                scores,
+                np.mean([figures[name][metric] for name in names], axis=0).tolist(),
+                np.mean([resampled[name][metric] for name in names], axis=0),
+            )
+            for group, names in groups.items()
+            for metric in figures[ood_sets[0]]
+        ]
+
+    def _draws(self, name: str, rows: int) -> Iterator[np.ndarray]:
+        # A generator for each set: its draws are the same for every score and whatever other sets there are.
+        generator, count = np.random.default_rng([self.seed, *name.encode()]), self.runs[0].count(name)
+        for start in range(0, self.num_resamples, rows):
+            yield generator.integers(count, size=(min(rows, self.num_resamples - start), count))
+
+    def _difference(
+        self,
+        name: str,
+        metric: str,
+        scores: tuple[str | None, str | None],
+        figures: Sequence[float],
+        resampled: np.ndarray,
+    ) -> Difference:
+        low, high = np.quantile(resampled, [0.5 - self.confidence / 2, 0.5 + self.confidence / 2])
+        turned = 1 + min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+        return Difference(
+            set=name,
+            metric=metric,
+            score=scores[0],
+            other_score=scores[1],
+            first=figures[0],
+            second=figures[1],
+            difference=figures[1] - figures[0],
+            low=float(low),
+            high=float(high),
+            p_value=min(1.0, 2 * turned / (self.num_resamples + 1)),
+        )
 
 
 def _check_same_images(name: str, runs: Sequence[SampleTable], results: Sequence[Mapping[str, Any]]) -> None:
-    def differ(what: str, one: object, other: object) -> ReportError:
-        return ReportError(
+    def differ(what: str, one: object, other: object) -> RunError:
+        return RunError(
             f"The runs differ in {what} of set {name!r}: {one!r} and {other!r}. Only runs on the same images can be "
             "compared: run the same benchmark on the same data with both."
         )
@@ -187,7 +224,7 @@ def _check_same_images(name: str, runs: Sequence[SampleTable], results: Sequence
 
 def _score_pairs(runs: Sequence[SampleTable], score: str | None, other_score: str | None) -> list[tuple[str, str]]:
     if score is None and other_score is not None:
-        raise ReportError(f"Only the second run's score {other_score!r} is given; give the first run's as well.")
+        raise RunError(f"Only the second run's score {other_score!r} is given; give the first run's as well.")
     if score is not None:
         pair = score, other_score or score
         for run, key in zip(runs, pair, strict=True):
@@ -196,7 +233,7 @@ def _score_pairs(runs: Sequence[SampleTable], score: str | None, other_score: st
         return [pair]
     common = [key for key in runs[0].scores if key in runs[1].scores]
     if not common:
-        raise ReportError(
+        raise RunError(
             f"The runs have no score in common: {', '.join(runs[0].scores)} and {', '.join(runs[1].scores)}. "
             "Name one of each (--score, --other-score)."
         )

@@ -105,7 +105,7 @@ def draw_reliability(folder: Path, samples: SampleTable, id_set: str) -> list[Pi
         for position, score in enumerate(samples.calibrated):
             values = np.sort(np.concatenate([samples.of(name, f"p_value:{score}") for name in sets]))
             # Levels and p-values are rounded differently.
-            rejected = np.searchsorted(values, levels + 1e-9, side="right") / len(values)
+            rejected = np.searchsorted(values, levels + 1e-6, side="right") / len(values)
             axis.plot(levels, rejected, **line(position), label=plain(score))
         axis.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
         axis.set_title(f"{title} with a p-value of at most a", fontsize=10)

@@ -97,9 +97,9 @@ def main(
                 store=None if store is None else FeatureStore(store),
                 accelerator=accelerator,
                 root=root,
+                adapter=source,
                 say=lambda line: console.print(line, markup=False, highlight=False),
             )
-            results["adapter"] = source
             results["num_processes"] = accelerator.num_processes
             if accelerator.is_main_process:
                 write_run(folder, results, samples)

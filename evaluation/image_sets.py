@@ -103,28 +103,41 @@ def _open(spec: SetSpec, part: str | None, ids: list[str] | None, labelled: bool
             raise _missing(spec, f"{path} does not exist or is empty", path)
         source = str(path)
     options = {"split": spec.split, "config_name": spec.config_name, "revision": spec.revision}
-    names, column = spec.label_names, spec.label_column if labelled else ""
+    columns = {"image_column": spec.image_column, "label_column": spec.label_column if labelled else ""}
     try:
-        if labelled and names is None and _bare_numbers(spec, source, options):
-            names = ids
-        opened = load_image_set(
-            source, image_column=spec.image_column, label_column=column, label_names=names, **options
-        )
+        numbered = (spec.label_names or ids) if labelled and _bare_numbers(spec, source, options) else None
+        opened = load_image_set(source, label_names=numbered, **columns, **options)
     except DataError as error:
         if on_hub and isinstance(error.__cause__, FileNotFoundError | ConnectionError):
             raise _missing(spec, f"the dataset {source!r} cannot be had from the Hub now: {error}", None) from error
         raise
     if labelled and opened.labels is None:
         raise DataError(f"Set {spec.name!r} has no labels, and needs them. Name their column: label_column.")
-    found = None if opened.labels is None else np.asarray(opened.labels)
-    return _Opened(opened.images, found, opened.label_names)
+    names, found = opened.label_names, None if opened.labels is None else np.asarray(opened.labels)
+    if labelled and names is not None and spec.label_names is not None:
+        names = _renamed(names, spec.label_names, f"Set {spec.name!r}")
+    return _Opened(opened.images, found, names)
+
+
+def _renamed(names: list[str], classes: list[str], title: str) -> list[str]:
+    """Return the class of each of the data's names: by number where they are numbers, else by position.
+
+    Folders called by number, such as those of ImageNet-V2, sort as 0, 1, 10, 100.
+    """
+    if names != classes and all(name.isascii() and name.isdigit() for name in names):
+        if outside := [name for name in names if int(name) >= len(classes)]:
+            raise DataError(f"{title} has a class {outside[0]!r}, but label_names numbers 0 to {len(classes) - 1}.")
+        return [classes[int(name)] for name in names]
+    if len(names) != len(classes):
+        raise DataError(f"{title} has {len(names)} classes, but label_names gives {len(classes)}.")
+    return classes
 
 
 def _matches(path: Path) -> bool:
     try:
         return any(path.iterdir()) if path.is_dir() else bool(glob.glob(str(path), recursive=True))  # noqa: PTH207
     except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r:.200} cannot be looked into: {error}.") from error
+        raise DataError(f"{str(path)!r:.200} cannot be looked into: {error!s:.100}.") from error
 
 
 def _bare_numbers(spec: SetSpec, source: str, options: dict[str, str | None]) -> bool:
@@ -216,14 +229,15 @@ def _keep(piece: _Opened, wanted: list[str] | None, spec: SetSpec, title: str) -
 def _find(names: list[str], wanted: list[str]) -> np.ndarray:
     """Return the row in `wanted` of each name of the data, -1 for those that are not wanted.
 
-    They are the same if equal, if equal but for case, punctuation and a leading "001.", or if the data call all
-    their classes by row number, as the folders of ImageNet-V2 do (which sort as 0, 1, 10, 100).
+    They are the same if equal, if equal but for case, punctuation and a leading "001.", or if the data call as many
+    classes as are wanted by their numbers.
     """
     if names == wanted:
         return np.arange(len(names))
     exact = {each: row for row, each in enumerate(wanted)}
-    if all(name.isascii() and name.isdigit() for name in names) and not exact.keys() & set(names):
-        return np.asarray([int(name) if int(name) < len(wanted) else -1 for name in names])
+    numbers = {str(row): row for row in range(len(wanted))}
+    if numbers.keys() == set(names) and not exact.keys() & set(names):
+        return np.asarray([numbers[name] for name in names])
     alike: dict[str, int] = {}
     for row, each in enumerate(wanted):
         alike[_plain(each)] = -1 if _plain(each) in alike else row

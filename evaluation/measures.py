@@ -141,8 +141,12 @@ def calibration_report(calibration: Calibration, key: str, scored: Mapping[str, 
 
 
 def compare_published(
-    benchmark: Benchmark, detection: list[dict[str, Any]], accuracies: list[dict[str, Any] | None]
+    benchmark: Benchmark,
+    detection: list[dict[str, Any]],
+    accuracies: list[dict[str, Any] | None],
+    is_adapted: bool,
 ) -> list[dict[str, Any]]:
+    """Return published figures beside ours; those of adapters are compared with runs with an adapter only."""
     by_place = {(row["score"], row["set"]): row for row in detection}
     by_set = {row["set"]: row["value"] for row in accuracies if row is not None}
     rows = []
@@ -156,7 +160,8 @@ def compare_published(
                 by_place.get((each.score, "mean of far")) if each.set == "all" else None
             )
             value = None if row is None else row[each.metric]
-        ours = None if value is None else 100 * value
+        comparable = value is not None and bool(each.adapter) == is_adapted
+        ours = 100 * value if comparable else None  # type: ignore[operator]
         rows.append(
             {
                 "score": each.score,

@@ -145,7 +145,7 @@ def _picture(picture: Picture) -> str:
 
 def _mistakes(each: MistakeList, gallery: Picture | None) -> str:
     if not each.mistakes:
-        return f"<h3>{_escape(each.title)}</h3><p>None. {_escape(each.text)}</p>"
+        return f"<h3>{_escape(each.title)}</h3><p class='note'>There are none. {_escape(each.text)}</p>"
     told = f"{len(each.mistakes)} of {each.total:,} are shown."
     rows = [
         [
@@ -174,7 +174,7 @@ def _origin(results: Mapping[str, Any]) -> str:
             for key, inner in value.items():
                 flatten(f"{prefix} {key}".strip(), inner)
         else:
-            lines.append((prefix, value))
+            lines.append((prefix, "–" if value is None else value))
 
     for key in ("environment", "seconds", "checksums"):
         flatten("" if key == "environment" else key, results.get(key) or {})

@@ -10,13 +10,15 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from hf_oodclip.errors import RunError
+
 from .gallery import draw_galleries, find_mistakes
 from .page import write_page
 from .pictures import draw_pictures
-from .sample_table import ReportError, SampleTable, check_numbers, detection_columns, read_run
+from .sample_table import SampleTable, check_numbers, detection_columns, read_run
 from .tables import Cell, Table, to_latex, to_markdown
 
-__all__ = ["METRICS", "ReadImage", "ReportError", "build_tables", "read_run", "write_report"]
+__all__ = ["METRICS", "ReadImage", "build_tables", "read_run", "write_report"]
 
 ReadImage = Callable[[str, int], Image.Image]
 
@@ -49,14 +51,14 @@ def write_report(
             mistakes are listed but not shown. An image it cannot read is drawn as an empty tile.
 
     Raises:
-        ReportError: A figure is NaN, or results and samples do not belong together.
+        RunError: A figure is NaN, or results and samples do not belong together.
     """
     folder = Path(folder)
     check_numbers(results)
     table = SampleTable(samples)
     for each in results["sets"]:
         if each["status"] == "ok" and each["name"] not in table.roles:
-            raise ReportError(
+            raise RunError(
                 f"Set {each['name']!r} is ok in the results but has no samples; the samples have "
                 f"{', '.join(table.roles) or 'none'}. Give the results and samples of one run."
             )

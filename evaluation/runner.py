@@ -49,6 +49,7 @@ def evaluate_benchmark(
     store: FeatureStore | None = None,
     accelerator: Any = None,
     root: Path | None = None,
+    adapter: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], pa.Table, Callable[[str, int], Any]]:
     """Return what `results.json` holds, one row a sample, and a reader of the images.
@@ -62,6 +63,7 @@ def evaluate_benchmark(
         store: Feature store; the one in the cache folder when None.
         accelerator: An `accelerate.Accelerator` whose processes share the image passes.
         root: Folder of data that the benchmark names by relative paths.
+        adapter: The adapter the model has, for the results.
         say: Called with a line a set.
 
     Raises:
@@ -110,7 +112,7 @@ def evaluate_benchmark(
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "model": str(model.name_or_path),
-        "adapter": None,
+        "adapter": adapter,
         "labels": list(model.labels),
         "num_negatives": model.config.num_negatives,
         "id_filter": settings.id_filter,
@@ -120,7 +122,7 @@ def evaluate_benchmark(
         "accuracy": [each for each in accuracies if each is not None],
         "detection": detection,
         "calibration": [calibration_report(calibrations[key], key, scored) for key in calibrations],
-        "published": compare_published(benchmark, detection, accuracies),
+        "published": compare_published(benchmark, detection, accuracies, adapter is not None),
         "seconds": {"total": round(time.monotonic() - start, 1)},
         "environment": describe_environment(settings.seed, model.image_processor),
     }
@@ -186,5 +188,8 @@ def chosen_scores(names: str, model: Any) -> tuple[Score, ...]:
     listed = list_scores() if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
     scores = [get_score(name) for name in listed]
     if names == "all":
-        scores = [score for score in scores if "negative_similarity" not in score.needs or model.config.num_negatives]
+        # What an online score says depends on the order and mix of all images: only on purpose.
+        available = {"similarity", "image_embeds", *(["negative_similarity"] if model.config.num_negatives else [])}
+        scores = [score for score in scores if set(score.needs) <= available and not getattr(score, "online", False)]
+        scores = [score for score in scores if not score.requires_fit or score.key == model.score.key]
     return tuple(scores)

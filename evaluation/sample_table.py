@@ -12,19 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_oodclip.errors import OODCLIPError, unknown_name
+from hf_oodclip.errors import RunError, unknown_name
 
-__all__ = ["FORMAT", "MEANS", "ReportError", "SampleTable", "check_numbers", "detection_columns", "read_run"]
+__all__ = ["FORMAT", "MEANS", "SampleTable", "check_numbers", "detection_columns", "read_run"]
 
 FORMAT = "hf_oodclip evaluation 1"
 OOD_ROLES = ("near", "far")
 MEANS = {"mean of near": ("near",), "mean of far": ("far",), "mean of all": ("near", "far")}
 _COLUMNS = ("set", "role", "row", "file", "label", "prediction", "confidence", "nearest_negative")
 _SCORE, _P_VALUE = "score:", "p_value:"
-
-
-class ReportError(OODCLIPError, ValueError):
-    """A run folder is incomplete or damaged, or two runs cannot be compared."""
 
 
 class SampleTable:
@@ -34,7 +30,7 @@ class SampleTable:
         table: One row an image and set, with the columns the runner writes.
 
     Raises:
-        ReportError: A column is missing, an image is there twice, or a score is not a finite number.
+        RunError: A column is missing, an image is there twice, or a score is not a finite number.
 
     Example:
         >>> import pyarrow as pa
@@ -48,7 +44,7 @@ class SampleTable:
     def __init__(self, table: pa.Table) -> None:
         for name in _COLUMNS:
             if name not in table.column_names:
-                raise ReportError(
+                raise RunError(
                     f"The samples have no column {name!r}, only {', '.join(table.column_names)}: "
                     "write them with this version's runner."
                 )
@@ -66,7 +62,7 @@ class SampleTable:
             self.roles[name] = self._table["role"][int(rows[0])].as_py()
             ordered = positions[self._rows[name]]
             if (twice := np.flatnonzero(np.diff(ordered) == 0)).size:
-                raise ReportError(f"Set {name!r} has row {ordered[twice[0]]} twice in the samples: run it again.")
+                raise RunError(f"Set {name!r} has row {ordered[twice[0]]} twice in the samples: run it again.")
         for name in table.column_names:
             if name.startswith((_SCORE, _P_VALUE)):
                 self._check(name)
@@ -77,7 +73,7 @@ class SampleTable:
         if bad.any():
             where = int(np.flatnonzero(bad)[0])
             image = f"set {self._table['set'][where].as_py()!r}, row {self._table['row'][where].as_py()}"
-            raise ReportError(
+            raise RunError(
                 f"{name} is {column[where].as_py()} for {image}, and for {int(bad.sum())} images in all; every "
                 "image needs a finite one. Find out what is wrong with these images, or leave them out as skipped."
             )
@@ -132,10 +128,10 @@ def check_numbers(value: Any, place: str = "results") -> None:
     """Raise if a number anywhere in some results is NaN or infinite.
 
     Raises:
-        ReportError: The message names the place.
+        RunError: The message names the place.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise ReportError(f"{place} is {value}; a figure is a finite number, or null where there is none.")
+        raise RunError(f"{place} is {value}; a figure is a finite number, or null where there is none.")
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         check_numbers(inner, f"{place}[{key!r}]")
@@ -161,19 +157,19 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], pa.Table]:
     """Return results and samples of a finished run.
 
     Raises:
-        ReportError: The folder has no results or samples, or they are damaged or of another version.
+        RunError: The folder has no results or samples, or they are damaged or of another version.
     """
     folder = Path(folder)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         table = pq.read_table(folder / "samples.parquet")
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ReportError(
+        raise RunError(
             f"{folder} holds no finished run ({error}). Give the output folder of a run, with results.json and "
             "samples.parquet; a run that was stopped can be started again with the same command."
         ) from error
     found = results.get("format") if isinstance(results, dict) else None
     if found != FORMAT:
-        raise ReportError(f"{folder / 'results.json'} has format {found!r}; this version reads {FORMAT!r}.")
+        raise RunError(f"{folder / 'results.json'} has format {found!r}; this version reads {FORMAT!r}.")
     check_numbers(results)
     return results, table

@@ -1,0 +1,8 @@
+"""The page of this metric in a Space."""
+
+from pathlib import Path
+
+import evaluate
+from evaluate.utils import launch_gradio_widget
+
+launch_gradio_widget(evaluate.load(str(Path(__file__).parent)))
