@@ -37,7 +37,9 @@ __all__ = ["main"]
 def main(
     output_dir: Annotated[Path, typer.Option(help="Folder to write results, samples, tables and report to.")],
     benchmark: Annotated[str, typer.Option(help=f"YAML file, or one of: {', '.join(list_benchmarks())}.")] = "",
-    model: Annotated[str, typer.Option(help="`pocket`, or folder or Hub id of a checkpoint.")] = "pocket",
+    model: Annotated[
+        str, typer.Option(help="Folder or Hub id of a checkpoint; `pocket` by default, or what an adapter names.")
+    ] = "",
     adapter: Annotated[
         list[str] | None, typer.Option(help="Adapter folder or id; repeated, each gets a run of its own.")
     ] = None,
@@ -71,17 +73,12 @@ def main(
     accelerator = Accelerator()
     console = Console(quiet=not accelerator.is_main_process, soft_wrap=True)
     try:
-        if id_filter not in ("all", "correct"):
-            raise RunError(f"--id-filter must be all or correct, got {id_filter!r}.")
         if bool(benchmark) == bool(id_source):
             raise RunError("Give --benchmark, or --id with --ood: one of the two.")
         chosen = (
             load_benchmark(benchmark, root) if benchmark else benchmark_from_sources(id_source, ood or [], labels_from)
         )
-        for source in adapter or [None]:  # type: ignore[list-item]
-            folder = output_dir if not adapter or len(adapter) == 1 else output_dir / Path(source).name
-            if (folder / "results.json").exists() and not overwrite:
-                raise RunError(f"{folder} holds an earlier run: give --overwrite, or another --output-dir.")
+        for source, folder in _folders(output_dir, adapter or [], overwrite):
             with accelerator.main_process_first():
                 loaded = _load(model, source, chosen, negatives, templates, root).to(accelerator.device)
             console.print(
@@ -100,7 +97,6 @@ def main(
                 adapter=source,
                 say=lambda line: console.print(line, markup=False, highlight=False),
             )
-            results["num_processes"] = accelerator.num_processes
             if accelerator.is_main_process:
                 write_run(folder, results, samples)
                 write_report(folder, results, samples, read)
@@ -112,12 +108,36 @@ def main(
         raise typer.Exit(1) from error
 
 
+def _folders(output_dir: Path, adapters: list[str], overwrite: bool) -> list[tuple[str | None, Path]]:
+    """Return each adapter, or None for none, with the folder of its run."""
+    if len(adapters) < 2:
+        planned: list[tuple[str | None, Path]] = [(adapters[0] if adapters else None, output_dir)]
+    else:
+        planned = [(source, output_dir / Path(source).absolute().name) for source in adapters]
+    folders = [folder for _, folder in planned]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise RunError(f"Several adapters are called {folder.name!r}: run them one by one, each with a folder.")
+        if (folder / "results.json").exists() and not overwrite:
+            raise RunError(f"{folder} holds an earlier run: give --overwrite, or another --output-dir.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made: {error}. Give another --output-dir.") from error
+    return planned
+
+
 def _load(
     model: str, adapter: str | None, benchmark: Benchmark, negatives: str, templates: str, root: Path | None
 ) -> Any:
-    loaded: Any = OODCLIPForImageClassification.from_pretrained(
-        adapter if adapter is not None else pocket_path() if model == "pocket" else model
-    )
+    base = pocket_path() if model in ("", "pocket") else model
+    try:
+        loaded: Any = OODCLIPForImageClassification.from_pretrained(adapter if adapter and not model else base)
+        if adapter and model:
+            loaded.load_adapter(adapter)
+    except OSError as error:
+        what = f"{adapter} or its base" if adapter else base
+        raise RunError(f"{what} cannot be loaded: {one_line(error)} Give a folder or Hub id.") from error
     labels = benchmark.labels or open_set(benchmark.id_set, None, root).label_names
     if labels is None:
         raise RunError("The ID images have no label names: give --labels-from a text file with one name a line.")

@@ -12,6 +12,7 @@ from hf_oodclip.training.data import ImageSet
 from torch import Tensor
 
 from hf_oodclip import Calibration, Score
+from hf_oodclip.errors import CalibrationError, RunError, unknown_name
 from hf_oodclip.metrics import accuracy, detection_metrics
 
 from .benchmark import Benchmark, SetSpec
@@ -26,6 +27,7 @@ __all__ = [
     "measure_detection",
 ]
 
+ID_FILTERS = ("all", "correct")
 METRICS = ("auroc", "aupr_in", "aupr_out", "fpr95_id_pos", "fpr95_ood_pos")
 
 
@@ -41,6 +43,10 @@ class Settings:
         num_bootstrap: Resamples for intervals; 0 for none.
         batch_size: Images a forward pass.
         seed: Seed of the bootstrap.
+
+    Raises:
+        RunError: No scores, one of them twice, or a number out of range.
+        UnknownNameError: No such ID filter.
     """
 
     scores: tuple[Score, ...]
@@ -50,6 +56,18 @@ class Settings:
     num_bootstrap: int = 1000
     batch_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        keys = [score.key for score in self.scores]
+        if not keys or len(set(keys)) < len(keys):
+            raise RunError(f"scores must name at least one score and none twice, got {', '.join(keys) or 'none'}.")
+        if self.id_filter not in ID_FILTERS:
+            raise unknown_name("ID filter", self.id_filter, ID_FILTERS)
+        if not 0 < self.target_tpr < 1:
+            raise RunError(f"target_tpr must be between 0 and 1, got {self.target_tpr}; 0.95 accepts 95 %.")
+        for name, lowest in (("num_bootstrap", 0), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise RunError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
 
 
 @dataclass
@@ -67,7 +85,7 @@ class ScoredSet:
 
     def id_rows(self, id_filter: str) -> np.ndarray:
         """Return which images count as ID."""
-        if id_filter == "all" or (self.labels < 0).all():
+        if id_filter == "all":
             return np.ones(len(self.labels), dtype=bool)
         return self.predictions == self.labels
 
@@ -96,6 +114,8 @@ def measure_detection(
     if settings.full_spectrum:
         id_sets += [each for each in scored.values() if each.spec.role == "shifted"]
     rows: list[dict[str, Any]] = []
+    if not any(each.id_rows(settings.id_filter).any() for each in id_sets):
+        raise RunError("No ID image is classified correctly, so id_filter='correct' leaves none: use 'all'.")
     for key in keys:
         id_values = np.concatenate([each.scores[key][each.id_rows(settings.id_filter)] for each in id_sets])
         own = []
@@ -115,20 +135,27 @@ def measure_detection(
         rows += own
         roles = {row["role"] for row in own}
         groups = {role: [row for row in own if row["role"] == role] for role in ("near", "far") if role in roles}
-        if len(groups) > 1 or not groups:
+        if len(groups) > 1:
             groups["all"] = own
         for role, members in groups.items():
             if len(members) > 1 or role == "all":
-                means = {metric: float(np.mean([row[metric] for row in members])) for metric in METRICS if members}
+                means = {metric: float(np.mean([row[metric] for row in members])) for metric in METRICS}
                 rows.append({"score": key, "set": f"mean of {role}", "role": role, **means})
     return rows
 
 
-def fit_calibrations(scored: Mapping[str, ScoredSet], keys: list[str], settings: Settings) -> dict[str, Calibration]:
+def fit_calibrations(
+    scored: Mapping[str, ScoredSet], keys: list[str], settings: Settings
+) -> tuple[dict[str, Calibration], str]:
+    """Return the calibration of each score, and why there are none although there is a set to calibrate on."""
     source = next((each for each in scored.values() if each.spec.role == "calibration"), None)
     if source is None:
-        return {}
-    return {key: Calibration.fit(torch.from_numpy(source.scores[key]), key, settings.target_tpr) for key in keys}
+        return {}, ""
+    try:
+        fitted = {key: Calibration.fit(torch.from_numpy(source.scores[key]), key, settings.target_tpr) for key in keys}
+    except CalibrationError as error:
+        return {}, str(error)
+    return fitted, ""
 
 
 def calibration_report(calibration: Calibration, key: str, scored: Mapping[str, ScoredSet]) -> dict[str, Any]:
@@ -147,19 +174,19 @@ def compare_published(
     is_adapted: bool,
 ) -> list[dict[str, Any]]:
     """Return published figures beside ours; those of adapters are compared with runs with an adapter only."""
-    by_place = {(row["score"], row["set"]): row for row in detection}
+    found = {(row["score"], row["set"]): row for row in detection}
     by_set = {row["set"]: row["value"] for row in accuracies if row is not None}
     rows = []
     for each in benchmark.published:
-        name = f"mean of {each.set}" if each.set in ("near", "far", "all") else each.set
+        roles = {"near": ("near",), "far": ("far",), "all": ("near", "far")}.get(each.set)
+        names = [spec.name for spec in benchmark.ood_sets if spec.role in roles] if roles else [each.set]
         if each.metric == "id_accuracy":
             value = by_set.get(each.set)
         else:
-            # One group alone has no mean over all: its own mean is that.
-            row = by_place.get((each.score, name)) or (
-                by_place.get((each.score, "mean of far")) if each.set == "all" else None
-            )
-            value = None if row is None else row[each.metric]
+            # A mean over fewer sets is another figure.
+            members = [found[each.score, name] for name in names if (each.score, name) in found]
+            whole = bool(names) and len(members) == len(names)
+            value = float(np.mean([row[each.metric] for row in members])) if whole else None
         comparable = value is not None and bool(each.adapter) == is_adapted
         ours = 100 * value if comparable else None  # type: ignore[operator]
         rows.append(

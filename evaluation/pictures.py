@@ -46,10 +46,11 @@ def draw_pictures(folder: Path, results: Mapping[str, Any], samples: SampleTable
         pictures += draw_reliability(folder, samples, id_set)
     pictures += draw_selective_risk(folder, samples, id_set)
     if samples.sets("near", "far", "shifted"):
-        pictures += [
+        histograms = [
             _histograms(folder / f"histogram_{number:02d}.png", results, samples, id_set, score)
             for number, score in enumerate(samples.scores)
         ]
+        pictures += sorted(histograms, key=lambda picture: not picture.prominent)
     return pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pyarrow as pa
 import torch
 from hf_oodclip.training.data import ImageSet
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_oodclip import Score, get_score
 from hf_oodclip.dataset_images import image_reader
 from hf_oodclip.errors import DataError, OODCLIPError, RunError
 from hf_oodclip.feature_store import FeatureStore
+from hf_oodclip.scores import list_scores
 
 from .benchmark import Benchmark, MissingSet, SetSpec, open_set
 from .environment import describe_environment
@@ -34,11 +35,11 @@ from .run_folder import sample_table
 
 __all__ = ["FORMAT", "Settings", "chosen_scores", "evaluate_benchmark"]
 
-logger = logging.get_logger("hf_oodclip.evaluation")
-
 FORMAT = "hf_oodclip evaluation 1"
 # Most cosines held at once while scoring.
 CHUNK_ELEMENTS = 2**23
+# What `score_inputs` returns of stored embeddings whatever the score.
+ALWAYS_THERE = {"similarity", "negative_similarity", "image_embeds"}
 
 
 def evaluate_benchmark(
@@ -89,10 +90,11 @@ def evaluate_benchmark(
         try:
             images = open_set(spec, model.labels, root)
             scored[spec.name], skipped = _score_set(model, spec, images, settings, store, accelerator, skipped_scores)
-            report["count"], report["skipped"] = len(scored[spec.name].rows), {str(k): v for k, v in skipped.items()}
+            report["count"] = len(scored[spec.name].rows)
+            report["skipped"] = {str(row): reason for row, reason in skipped.items()}
         except MissingSet as error:
             report["status"], report["reason"] = "missing", str(error)
-        except (DataError, OODCLIPError) as error:
+        except OODCLIPError as error:
             report["status"], report["reason"] = "failed", str(error)
         if spec.count is not None and report["status"] == "ok" and report["count"] != spec.count:
             report["reason"] = f"{report['count']} images where the benchmark defines {spec.count}"
@@ -104,7 +106,11 @@ def evaluate_benchmark(
         reason = next((report["reason"] for report in reports if report["role"] == "id"), "it names none")
         raise RunError(f"Benchmark {benchmark.name!r} cannot run without its ID images: {reason}")
     keys = [key for key in (score.key for score in settings.scores) if key not in skipped_scores]
-    calibrations = fit_calibrations(scored, keys, settings)
+    calibrations, reason = fit_calibrations(scored, keys, settings)
+    for report in reports:
+        if report["role"] == "calibration" and reason:
+            report["reason"] = f"{report['reason']} {reason}".lstrip()
+            tell(f"calibration  {report['name']}: not calibrated. {reason}")
     accuracies = [measure_accuracy(each, settings) for each in scored.values() if each.spec.role in ("id", "shifted")]
     detection = measure_detection(scored, id_set, keys, settings)
     results = {
@@ -124,7 +130,10 @@ def evaluate_benchmark(
         "calibration": [calibration_report(calibrations[key], key, scored) for key in calibrations],
         "published": compare_published(benchmark, detection, accuracies, adapter is not None),
         "seconds": {"total": round(time.monotonic() - start, 1)},
-        "environment": describe_environment(settings.seed, model.image_processor),
+        "environment": {
+            **describe_environment(settings.seed, model.image_processor),
+            "num_processes": 1 if accelerator is None else accelerator.num_processes,
+        },
     }
     negatives = None if model.negatives is None else model.negatives.texts
     samples = pa.concat_tables([sample_table(each, keys, calibrations, negatives) for each in scored.values()])
@@ -145,51 +154,51 @@ def _score_set(
     found = store.image_features(model, images.images, batch_size=settings.batch_size, accelerator=accelerator)
     if len(found) == 0:
         raise DataError(f"None of its {len(images)} images can be read.")
-    columns: dict[str, list[Tensor]] = {}
+    predictions, confidence, negatives, scores = [], [], [], defaultdict(list)
     size = max(1, CHUNK_ELEMENTS // (len(model.labels) + model.config.num_negatives))
     for part in found.image_embeds.split(size):
-        inputs = model.score_inputs(image_embeds=part.to(model.device))
+        embeds = part.to(model.device)
+        inputs = model.score_inputs(image_embeds=embeds, score="max_logit")
         best = torch.softmax(inputs.logit_scale * inputs.similarity, dim=-1).max(dim=-1)
-        columns.setdefault("prediction", []).append(best.indices)
-        columns.setdefault("confidence", []).append(best.values)
+        predictions.append(best.indices)
+        confidence.append(best.values)
         if inputs.negative_similarity is not None:
-            columns.setdefault("negative", []).append(inputs.negative_similarity.argmax(dim=-1))
+            negatives.append(inputs.negative_similarity.argmax(dim=-1))
         for score in settings.scores:
             if score.key in skipped_scores:
                 continue
             try:
-                columns.setdefault(score.key, []).append(score(inputs))
+                has_all = set(score.needs) <= ALWAYS_THERE
+                own = inputs if has_all else model.score_inputs(image_embeds=embeds, score=score)
+                scores[score.key].append(score(own))
             except OODCLIPError as error:
                 skipped_scores[score.key] = str(error)
-    values = {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items() if name not in skipped_scores}
     labels = np.full(len(found), -1) if images.labels is None else np.asarray(images.labels)[found.rows.numpy()]
-    if spec.role in ("near", "far"):
-        labels = np.full(len(found), -1)
-    own = ("prediction", "confidence", "negative")
-    return (
-        ScoredSet(
-            spec,
-            images,
-            found.rows,
-            labels,
-            values["prediction"],
-            values["confidence"],
-            values.get("negative"),
-            {name: value for name, value in values.items() if name not in own},
-        ),
-        found.skipped,
-    )
+    values = {key: _joined(parts) for key, parts in scores.items() if key not in skipped_scores}
+    nearest = _joined(negatives) if negatives else None
+    each = ScoredSet(spec, images, found.rows, labels, _joined(predictions), _joined(confidence), nearest, values)
+    return each, found.skipped
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy()
 
 
 def chosen_scores(names: str, model: Any) -> tuple[Score, ...]:
-    """Return scores by comma-separated names, or those the model can compute for `all`."""
-    from hf_oodclip.scores import list_scores
+    """Return scores by comma-separated names, or those the model can compute for `all`.
 
+    A score the model has in use comes with its options and its fit.
+
+    Raises:
+        UnknownNameError: No such score.
+    """
     listed = list_scores() if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
-    scores = [get_score(name) for name in listed]
+    own = model.score
+    scores = [own if name == own.name else get_score(name) for name in dict.fromkeys(listed)]
     if names == "all":
         # What an online score says depends on the order and mix of all images: only on purpose.
-        available = {"similarity", "image_embeds", *(["negative_similarity"] if model.config.num_negatives else [])}
-        scores = [score for score in scores if set(score.needs) <= available and not getattr(score, "online", False)]
-        scores = [score for score in scores if not score.requires_fit or score.key == model.score.key]
+        available = ALWAYS_THERE | {"label_embeds"}
+        available -= set() if model.config.num_negatives else {"negative_similarity"}
+        scores = [score for score in scores if set(score.needs) <= available and not score.online]
+        scores = [score for score in scores if not score.requires_fit or score.state_dict()]
     return tuple(scores)

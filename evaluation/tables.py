@@ -66,7 +66,8 @@ def shorten(text: object, length: int = 32) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    escaped = re.sub(r"([\\`*\[\]<>|~&$#])", r"\\\1", one_line(text))
+    # A bracket alone is text; a link needs another one right after it.
+    escaped = re.sub(r"([\\`*<>|~&$#]|\](?=[(\[]))", r"\\\1", one_line(text))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
 
 

@@ -16,24 +16,32 @@ from torch.nn.functional import normalize
 from .errors import NegativesError, unknown_name
 from .negatives import Negatives, check_words
 from .templates import resolve_templates
-from .text_bank import TextEncoder, check_labels
+from .text_bank import Average, TextEncoder, check_labels
 
 __all__ = ["MINING_METHODS", "MiningMethod", "mine_negatives", "remine", "upper_quantile", "wordnet_words"]
 
 
 @dataclass(frozen=True)
 class MiningMethod:
-    """The rules by which a paper picks negatives out of a word list."""
+    """The rules by which a paper picks negatives out of a word list.
+
+    Words that WordNet lists only under `left_out` are not looked at; every adjective is put before one
+    of `super_classes`, chosen at random; a word with a label nearer than `nearest` counts as one.
+    """
 
     paper: str
     label_templates: str
-    templates: Mapping[str, str]
+    templates: Mapping[str, str | tuple[str, ...]]
     order: tuple[str, ...]
-    interpolate: bool
-    remove_labels: bool
-    first_lemmas_only: bool
+    interpolate: bool = True
+    remove_labels: bool = False
+    first_lemmas_only: bool = True
     fraction: float | None = None
     num_negatives: int | None = None
+    average: Average = "normalized"
+    left_out: tuple[str, ...] = ()
+    super_classes: tuple[str, ...] = ()
+    nearest: float | None = None
 
 
 MINING_METHODS: dict[str, MiningMethod] = {
@@ -42,9 +50,6 @@ MINING_METHODS: dict[str, MiningMethod] = {
         label_templates="nice",
         templates={"noun": "nice", "adjective": "adjective", "word": "nice"},
         order=("noun", "adjective", "word"),
-        interpolate=True,
-        remove_labels=False,
-        first_lemmas_only=True,
         fraction=0.15,
     ),
     "krnft": MiningMethod(
@@ -57,17 +62,36 @@ MINING_METHODS: dict[str, MiningMethod] = {
         first_lemmas_only=False,
         num_negatives=10_000,
     ),
+    "csp": MiningMethod(
+        paper="CSP (Chen et al., NeurIPS 2024)",
+        label_templates="csp",
+        templates={
+            "noun": "csp",
+            "adjective": ("{}", "a nice photo of {}", "a good photo of {}", "a close-up photo of {}"),
+            "word": "csp",
+        },
+        order=("noun", "adjective", "word"),
+        fraction=0.15,
+        average="raw",
+        left_out=("noun.person", "noun.quantity", "noun.group", "adj.pert"),
+        super_classes=(
+            *("environment", "space", "object", "scene", "place", "item", "area", "view", "thing", "pattern"),
+            *("structure", "landscape", "vista", "creature"),
+        ),
+        nearest=0.95,
+    ),
 }
 
 
-@lru_cache(maxsize=2)
-def wordnet_words(first_only: bool = False) -> dict[str, tuple[str, ...]]:
+@lru_cache(maxsize=3)
+def wordnet_words(first_only: bool = False, left_out: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     """Return the WordNet 3.0 nouns and adjectives that ship with the package, sorted, by kind.
 
     A word that is both noun and adjective is kept as a noun only, as both mining methods have it.
 
     Args:
         first_only: Keep the first lemma of each synset and leave out its synonyms.
+        left_out: Files of WordNet, such as `noun.person`; words that are in no other are left out.
     """
     folder = files("hf_oodclip") / "assets" / "words"
     words: dict[str, tuple[str, ...]] = {}
@@ -75,7 +99,11 @@ def wordnet_words(first_only: bool = False) -> dict[str, tuple[str, ...]]:
     for kind, name in (("noun", "wordnet_nouns.txt.xz"), ("adjective", "wordnet_adjectives.txt.xz")):
         lines = lzma.decompress((folder / name).read_bytes()).decode("utf-8").splitlines()
         rows = (line.split("\t") for line in lines)
-        pool = [word for word, _, place in rows if place == "first" or not first_only]
+        pool = [
+            word
+            for word, found_in, place in rows
+            if (place == "first" or not first_only) and not set(found_in.split(",")) <= set(left_out)
+        ]
         words[kind] = tuple(word for word in pool if word not in seen)
         seen.update(words[kind])
     return words
@@ -148,7 +176,9 @@ def mine_negatives(
         labels: Class names.
         encoder: Text encoder whose space is mined.
         method: `neglabel` keeps a fraction (0.15) of each kind; `krnft` keeps `num_negatives`
-            (10,000) shared over kinds in proportion, after removing words equal to a label.
+            (10,000) shared over kinds in proportion, after removing words equal to a label; `csp` is
+            `neglabel` with prompt ensembles (averaged raw: `model.set_labels(..., average="raw")`) and a random
+            super-class after each adjective ("foggy landscape").
         words: Your own words, flat or by kind (`noun`, `adjective`, `word`); WordNet when None.
         num_negatives: Keep this many in all instead of the method's own amount.
         fraction: Keep this share of each kind instead.
@@ -160,7 +190,7 @@ def mine_negatives(
         UnknownNameError: No such method, template name, or kind of words.
         NegativesError: No word is left to choose from, or an amount is out of range.
 
-    Source: NegLabel (ICLR 2024), algorithm 1; KR-NFT (ACM MM 2025).
+    Source: NegLabel (ICLR 2024), algorithm 1; KR-NFT (ACM MM 2025); CSP (NeurIPS 2024).
 
     Example:
         >>> import hf_oodclip
@@ -185,7 +215,10 @@ def mine_negatives(
             f"fraction must be in (0, 1] and num_negatives at least 1, got {fraction} and {num_negatives}."
         )
     labels = check_labels(labels)
-    pools = _pools(wordnet_words(rules.first_lemmas_only) if words is None else words)
+    left_out = [rules.left_out] if rules.left_out else []
+    pools = _pools(wordnet_words(rules.first_lemmas_only, *left_out) if words is None else words)
+    if rules.super_classes:
+        pools["adjective"] = _with_super_classes(pools["adjective"], rules.super_classes)
     if rules.remove_labels:
         pools = {kind: [w for w in pool if w not in set(labels)] for kind, pool in pools.items()}
     kinds = [kind for kind in rules.order if pools.get(kind)]
@@ -200,11 +233,14 @@ def mine_negatives(
     if not kinds:
         raise NegativesError("No word is left to mine from; give words that are no labels and fit the text tower.")
 
-    label_embeds = normalize(encoder.embed(labels, label_templates), dim=-1)
+    label_embeds = normalize(encoder.embed(labels, label_templates, rules.average), dim=-1)
     amounts = _amounts({kind: len(pools[kind]) for kind in kinds}, fraction, num_negatives)
     selected: dict[str, list[str]] = {}
     for kind in kinds:
-        distance = upper_quantile(encoder.embed(pools[kind], used[kind]), label_embeds, quantile, rules.interpolate)
+        embeds = encoder.embed(pools[kind], used[kind], rules.average)
+        distance = upper_quantile(embeds, label_embeds, quantile, rules.interpolate)
+        if rules.nearest is not None:
+            distance[upper_quantile(embeds, label_embeds, 1.0) > rules.nearest] = 1.0
         nearest_first = torch.sort(distance, stable=True).indices
         selected[kind] = [pools[kind][index] for index in nearest_first[: amounts[kind]].tolist()]
     provenance = {
@@ -222,6 +258,12 @@ def mine_negatives(
         "text_tower": encoder.fingerprint,
     }
     return Negatives(selected, used, provenance)
+
+
+def _with_super_classes(adjectives: list[str], super_classes: tuple[str, ...]) -> list[str]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(super_classes), (len(adjectives),), generator=generator).tolist()
+    return [f"{adjective} {super_classes[index]}" for adjective, index in zip(adjectives, drawn, strict=True)]
 
 
 def _amounts(pool: dict[str, int], fraction: float | None, num_negatives: int | None) -> dict[str, int]:

@@ -34,6 +34,25 @@ def workplace(tmp_path_factory, id_dataset, id_labels):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(workplace):
+    """The adapter of the README's training command, which a test makes smaller."""
+    (workplace / "words.txt").write_text("gravel\nfog\ntax law\nhandwriting\n")
+    arguments = command_lines("accelerate")[0][4:]
+    smaller = ["--negatives", "words.txt", "--num-negatives", "none", "--num-crops", "4", "--selected-crops", "2"]
+    program = [sys.executable, "-m", "hf_oodclip.training.train", *arguments, *smaller]
+    done = subprocess.run(program, cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return workplace / "krnft-adapter"
+
+
+def test_the_training_command_is_the_program(trained):
+    launcher, launch, cpu, program = command_lines("accelerate")[0][:4]
+    assert (launcher, launch, cpu) == ("accelerate", "launch", "--cpu")
+    assert (ROOT / program).is_file()
+    assert {"adapter_model.safetensors", "metrics.json", "learning_curve.png"} <= {e.name for e in trained.iterdir()}
+
+
 def test_there_is_a_block_of_each_kind():
     assert len(blocks("python")) >= 4
     assert len(blocks("bash")) >= 1
@@ -48,7 +67,7 @@ def test_the_first_block_names_make_targets():
         assert done.returncode == 0, done.stderr
 
 
-def test_python_blocks_run_in_order(workplace, monkeypatch, capsys):
+def test_python_blocks_run_in_order(workplace, trained, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     namespace = {"id_images": sorted(str(path) for path in Path("id_photos").glob("*.jpg"))}
     try:
@@ -63,14 +82,18 @@ def test_python_blocks_run_in_order(workplace, monkeypatch, capsys):
     assert (workplace / "my-detector" / "negatives.json").is_file()
 
 
+def command_lines(program):
+    lines = (shlex.split(line) for text in blocks("bash") for line in text.splitlines())
+    return [command for command in lines if command[0] == program]
+
+
 def test_command_lines_run_in_order(workplace):
-    for line in (line for text in blocks("bash") for line in text.splitlines()):
-        command = shlex.split(line)
-        assert command[0] == "oodclip"
+    assert {shlex.split(line)[0] for text in blocks("bash") for line in text.splitlines()} == {"oodclip", "accelerate"}
+    for command in command_lines("oodclip"):
         done = subprocess.run(
             [sys.executable, "-m", "hf_oodclip", *command[1:]], cwd=workplace, capture_output=True, text=True
         )
-        assert done.returncode == 0, (line, done.stderr)
+        assert done.returncode == 0, (command, done.stderr)
     assert (workplace / "verdicts.parquet").is_file()
 
 

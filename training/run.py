@@ -257,7 +257,8 @@ def _write(folder: Path, model: Any, recipe: Recipe, metrics: dict[str, Any], tr
     with _no_progress_bars():
         model.save_pretrained(folder)
     recipe.save(folder / RECIPE_FILE)
-    if not draw_learning_curve(folder / CURVE_FILE, trainer.history, trainer.evaluations):
+    measured = [{"step": 0, **metrics["zero_shot"]}, *trainer.evaluations]
+    if not draw_learning_curve(folder / CURVE_FILE, trainer.history, measured):
         logger.warning("No learning curve was drawn: it needs matplotlib (pip install 'hf_oodclip[train]').")
     # Last, for it says that the run has ended.
     partial = folder / f".{METRICS_FILE}.partial"
