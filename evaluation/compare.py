@@ -103,6 +103,8 @@ def compare_runs(
         _check_same_images(name, runs, (results, other_results))
     if lone := sorted({*runs[0].roles, *runs[1].roles} - {*sets}):
         logger.warning(f"Only one of the runs has {', '.join(lone)}: left out, of the means as well.")
+    if any(each.get("id_filter", "all") != "all" or each.get("full_spectrum") for each in (results, other_results)):
+        logger.warning("A run counts other images as ID; compared are all images of the ID set, and only those.")
     bootstrap = _PairedBootstrap(runs, num_resamples, confidence, seed)
     found = [
         bootstrap.accuracy(name)
@@ -260,10 +262,11 @@ def main(
         keys = dict.fromkeys(key for key in (each.score, each.other_score) if key is not None)
         figures = (f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * each.difference:+.1f}")
         interval = f"[{100 * each.low:+.1f}, {100 * each.high:+.1f}]"
-        names = (each.set, ", ".join(keys), _SHOWN[each.metric])
+        names = (each.set, " / ".join(keys), _SHOWN[each.metric])
         table.add_row(*(_literal(text) for text in (*names, *figures, interval, f"{each.p_value:.4f}")))
     console = Console()
-    console.width = max(console.width, 110)
+    # Rather beyond the edge than figures broken over lines.
+    console.width = max(console.width, Console(width=400).measure(table).maximum)
     console.print(table)
     console.print(f"{resamples} resamples. The p-values are not corrected for how many there are.")
     if output is not None:

@@ -27,11 +27,9 @@ class _Curve:
 _Points = Callable[[_Curve], tuple[np.ndarray, np.ndarray]]
 
 
-def draw_detection_curves(folder: Path, samples: SampleTable, id_set: str) -> list[Picture]:
+def draw_detection_curves(folder: Path, samples: SampleTable) -> list[Picture]:
     """Draw ROC curves, their upper part, and both precision-recall curves, one panel an OOD set."""
-    curves = {
-        name: {score: _curve(samples, id_set, name, score) for score in samples.scores} for name in samples.ood_sets
-    }
+    curves = {name: {score: _curve(samples, name, score) for score in samples.scores} for name in samples.ood_sets}
     accepted = "OOD images accepted", "ID images accepted"
     found = [(f"share of {side} images found", f"share of the found that are {side}") for side in ("ID", "OOD")]
     zoomed, finding = "ROC curves where 80 % and more of ID is accepted", "Precision and recall of finding"
@@ -43,8 +41,8 @@ def draw_detection_curves(folder: Path, samples: SampleTable, id_set: str) -> li
     ]
 
 
-def _curve(samples: SampleTable, id_set: str, name: str, score: str) -> _Curve:
-    sides = [np.sort(samples.of(each, f"score:{score}")) for each in (id_set, name)]
+def _curve(samples: SampleTable, name: str, score: str) -> _Curve:
+    sides = [np.sort(values) for values in (samples.id_scores(score), samples.of(name, f"score:{score}"))]
     thresholds = np.unique(np.concatenate(sides))
     known, unknown = (np.searchsorted(side, thresholds, side="right") for side in sides)
     if len(thresholds) > _POINTS:

@@ -25,6 +25,7 @@ from hf_oodclip.evaluation.benchmark import (
 from hf_oodclip.evaluation.report import write_report
 from hf_oodclip.evaluation.run_folder import write_run
 from hf_oodclip.evaluation.runner import Settings, chosen_scores, evaluate_benchmark
+from hf_oodclip.evaluation.tables import one_line
 from rich.console import Console
 
 from hf_oodclip import OODCLIPForImageClassification, pocket_path
@@ -78,9 +79,12 @@ def main(
         chosen = (
             load_benchmark(benchmark, root) if benchmark else benchmark_from_sources(id_source, ood or [], labels_from)
         )
+        with accelerator.main_process_first():
+            # Without ID images there is no run: known before anything takes long.
+            labels = open_set(chosen.id_set, chosen.labels, root).label_names or []
         for source, folder in _folders(output_dir, adapter or [], overwrite):
             with accelerator.main_process_first():
-                loaded = _load(model, source, chosen, negatives, templates, root).to(accelerator.device)
+                loaded = _load(model, source, labels, negatives, templates, chosen).to(accelerator.device)
             console.print(
                 f"{loaded.name_or_path}{f' with {source}' if source else ''} on {chosen.title}", markup=False
             )
@@ -104,7 +108,7 @@ def main(
                 console.print(f"Wrote {folder / 'report.html'}, tables, pictures, samples.parquet and results.json.")
             accelerator.wait_for_everyone()
     except OODCLIPError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 
@@ -128,7 +132,7 @@ def _folders(output_dir: Path, adapters: list[str], overwrite: bool) -> list[tup
 
 
 def _load(
-    model: str, adapter: str | None, benchmark: Benchmark, negatives: str, templates: str, root: Path | None
+    model: str, adapter: str | None, labels: list[str], negatives: str, templates: str, chosen: Benchmark
 ) -> Any:
     base = pocket_path() if model in ("", "pocket") else model
     try:
@@ -138,13 +142,9 @@ def _load(
     except OSError as error:
         what = f"{adapter} or its base" if adapter else base
         raise RunError(f"{what} cannot be loaded: {one_line(error)} Give a folder or Hub id.") from error
-    labels = benchmark.labels or open_set(benchmark.id_set, None, root).label_names
-    if labels is None:
-        raise RunError("The ID images have no label names: give --labels-from a text file with one name a line.")
-    prompts: Any = templates or benchmark.templates
     if loaded.labels != labels or templates:
         given = None if loaded.labels else (None if negatives == "none" else negatives)
-        loaded.set_labels(labels, prompts, given)
+        loaded.set_labels(labels, templates or chosen.templates, given)
     return loaded.eval()
 
 

@@ -62,7 +62,7 @@ def find_mistakes(results: Mapping[str, Any], samples: SampleTable, limit: int =
     id_set, score = samples.id_set, samples.main_score
     if id_set is None or score is None:
         return []
-    threshold, origin = threshold_of(results, samples, id_set, score)
+    threshold, origin = threshold_of(results, samples, score)
     told = f"by {score} at a threshold of {threshold:.4g} ({origin})"
     ood_sets = samples.ood_sets
 
@@ -103,7 +103,7 @@ def _mistake(labels: Sequence[str], samples: SampleTable, name: str, place: int,
         set=name,
         row=int(samples.of(name, "row")[place]),
         file=samples.texts(name, "file", [place])[0],
-        truth=labels[label] if label >= 0 and samples.roles[name] == "id" else None,
+        truth=labels[label] if label >= 0 else None,
         prediction=labels[int(samples.of(name, "prediction")[place])],
         confidence=float(samples.of(name, "confidence")[place]),
         ood_score=float(samples.of(name, f"score:{score}")[place]),

@@ -10,6 +10,7 @@ from typing import Any
 
 from .drawing import Picture
 from .gallery import MistakeList
+from .sample_table import detection_columns
 from .tables import Cell, Table, one_line, to_html
 
 __all__ = ["write_page"]
@@ -70,7 +71,7 @@ def write_page(
         galleries: What `draw_galleries` drew.
     """
     by_key = {table.key: table for table in tables}
-    first = ("images", "accuracy", "auroc", "fpr95_id_pos", "published", "calibration")
+    first = ("images", "accuracy", "auroc", "fpr95_id_pos", "published", "calibration", "skipped_scores")
     sections = {
         "Results": [_table(by_key[key]) for key in first if key in by_key]
         + [_folded(table.title, to_html(table)) for table in tables if table.key not in first],
@@ -107,12 +108,10 @@ def _summary(results: Mapping[str, Any]) -> str:
         f'<p class="soft">Benchmark {_escape(results["benchmark"])}; model {_escape(results["model"])}{adapter}</p>'
     ]
     tiles = [(f"{100 * each['value']:.1f} %", f"accuracy on {each['set']}") for each in results["accuracy"][:1]]
-    means = [each for each in results["detection"] if each["set"] == "mean of all"]
-    complete = all(each["status"] == "ok" for each in results["sets"] if each["role"] in ("near", "far"))
-    if known := [each for each in means if each.get("auroc") is not None]:
+    name, heading = (detection_columns(results) or [("", "")])[-1]
+    if known := [each for each in results["detection"] if each["set"] == name and each["auroc"] is not None]:
         best = max(known, key=lambda each: each["auroc"])
-        told = "mean" if complete else "mean over the sets that are here"
-        tiles.append((f"{100 * best['auroc']:.1f} %", f"AUROC, {told}, of the best score here, {best['score']}"))
+        tiles.append((f"{100 * best['auroc']:.1f} %", f"AUROC, {heading}, of the best score here, {best['score']}"))
     tiles.append((str(len(results["labels"])), "labels"))
     tiles.append((f"{results['num_negatives'] or 0:,}", "negatives"))
     shown = "".join(f'<div class="tile"><b>{_escape(figure)}</b>{_escape(text)}</div>' for figure, text in tiles)

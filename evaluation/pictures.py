@@ -16,12 +16,12 @@ from .sample_table import SampleTable, detection_columns
 __all__ = ["draw_pictures", "threshold_of"]
 
 
-def threshold_of(results: Mapping[str, Any], samples: SampleTable, id_set: str, score: str) -> tuple[float, str]:
+def threshold_of(results: Mapping[str, Any], samples: SampleTable, score: str) -> tuple[float, str]:
     """Return the largest accepted `ood_score` and where it comes from: the calibration, else the ID test images."""
     for each in results["calibration"]:
         if each["score"] == score:
             return float(each["threshold"]), f"calibrated to accept {each['target_tpr']:.0%} of ID images"
-    ordered = np.sort(samples.of(id_set, f"score:{score}"))
+    ordered = np.sort(samples.id_scores(score))
     return float(ordered[-(-len(ordered) * 19 // 20) - 1]), "accepts 95 % of these ID images; not calibrated"
 
 
@@ -41,23 +41,23 @@ def draw_pictures(folder: Path, results: Mapping[str, Any], samples: SampleTable
     if id_set is None or not samples.scores:
         return pictures
     if samples.ood_sets:
-        pictures += draw_detection_curves(folder, samples, id_set)
+        pictures += draw_detection_curves(folder, samples)
     if samples.calibrated:
         pictures += draw_reliability(folder, samples, id_set)
     pictures += draw_selective_risk(folder, samples, id_set)
     if samples.sets("near", "far", "shifted"):
         histograms = [
-            _histograms(folder / f"histogram_{number:02d}.png", results, samples, id_set, score)
+            _histograms(folder / f"histogram_{number:02d}.png", results, samples, score)
             for number, score in enumerate(samples.scores)
         ]
         pictures += sorted(histograms, key=lambda picture: not picture.prominent)
     return pictures
 
 
-def _histograms(path: Path, results: Mapping[str, Any], samples: SampleTable, id_set: str, score: str) -> Picture:
-    threshold, origin = threshold_of(results, samples, id_set, score)
+def _histograms(path: Path, results: Mapping[str, Any], samples: SampleTable, score: str) -> Picture:
+    threshold, origin = threshold_of(results, samples, score)
     others = samples.sets("near", "far", "shifted")
-    known = samples.of(id_set, f"score:{score}")
+    known = samples.id_scores(score)
     values = {name: samples.of(name, f"score:{score}") for name in others}
     # A few extreme images would squeeze all others into one bar: the outermost bars hold them.
     low, high = np.quantile(np.concatenate([known, *values.values(), [threshold]]), [0.001, 0.999])

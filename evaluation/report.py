@@ -55,7 +55,7 @@ def write_report(
     """
     folder = Path(folder)
     check_numbers(results)
-    table = SampleTable(samples)
+    table = SampleTable(samples, results.get("id_filter", "all"), results.get("full_spectrum", False))
     for each in results["sets"]:
         if each["status"] == "ok" and each["name"] not in table.roles:
             raise RunError(
@@ -86,6 +86,9 @@ def build_tables(results: Mapping[str, Any]) -> list[Table]:
         tables.append(_accuracy(results))
     if results["detection"]:
         tables += [_detection(results, metric) for metric in METRICS]
+    if skipped := results.get("skipped_scores"):
+        rows = [[Cell(score), Cell(reason)] for score, reason in skipped.items()]
+        tables.append(Table("skipped_scores", "Scores this model cannot give", ("score", "reason"), rows, num_names=2))
     if results["calibration"]:
         tables.append(_calibration(results))
     if results["published"]:
@@ -165,6 +168,10 @@ def _detection(results: Mapping[str, Any], metric: str) -> Table:
     headings = ("score", *(heading for _, heading in columns))
     intervals = any(cell.detail for row in rows for cell in row)
     note = NOTES[metric] + (" 95 % bootstrap intervals." if intervals else "")
+    if results.get("id_filter", "all") == "correct":
+        note += " ID images with a wrong first label are left out."
+    if results.get("full_spectrum"):
+        note += " Covariate-shifted images count as ID (full spectrum)."
     return Table(metric, f"{METRICS[metric]} in %", headings, rows, note)
 
 

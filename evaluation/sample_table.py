@@ -28,6 +28,7 @@ class SampleTable:
 
     Args:
         table: One row an image and set, with the columns the runner writes.
+        id_filter, full_spectrum: Which images the run counts as ID when it detects, as in its results.
 
     Raises:
         RunError: A column is missing, an image is there twice, or a score is not a finite number.
@@ -41,7 +42,7 @@ class SampleTable:
         (['mcm'], [-0.25])
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, id_filter: str = "all", full_spectrum: bool = False) -> None:
         for name in _COLUMNS:
             if name not in table.column_names:
                 raise RunError(
@@ -49,6 +50,7 @@ class SampleTable:
                     "write them with this version's runner."
                 )
         self._table = table.combine_chunks()
+        self._only_correct, self._known_roles = id_filter == "correct", ("id", "shifted") if full_spectrum else ("id",)
         self.scores = [name.removeprefix(_SCORE) for name in table.column_names if name.startswith(_SCORE)]
         self.calibrated = [name.removeprefix(_P_VALUE) for name in table.column_names if name.startswith(_P_VALUE)]
         # Of a dictionary the million names of a column are not made one by one.
@@ -116,6 +118,15 @@ class SampleTable:
         if column not in self._table.column_names:
             raise unknown_name("column", column, self._table.column_names)
         return np.asarray(self._table[column].to_numpy()[self._rows[set_name]])
+
+    def id_scores(self, score: str) -> np.ndarray:
+        """Return one score of all images that count as ID, those that the detection figures rest on."""
+        parts = []
+        for name in self.sets(*self._known_roles):
+            values = self.of(name, _SCORE + score)
+            right = self.of(name, "label") == self.of(name, "prediction")
+            parts.append(values[right] if self._only_correct else values)
+        return np.concatenate(parts)
 
     def texts(self, set_name: str, column: str, places: Any = None) -> list[str | None]:
         """Return a text column for the images of one set, or for those at some places in it."""

@@ -124,7 +124,7 @@ class OODImageClassificationPipeline(Pipeline):
         return {"pixel_values": pixel_values.to(self.dtype)}
 
     def _forward(self, inputs: Any, score: Score | None = None) -> Any:  # type: ignore[override]
-        found = self.model.score_inputs(inputs["pixel_values"])
+        found = self.model.score_inputs(inputs["pixel_values"], score=score)
         outputs = {
             "probabilities": torch.softmax(found.logit_scale * found.similarity, dim=-1),
             "ood_score": (score or self.model.score)(found),

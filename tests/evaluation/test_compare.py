@@ -181,6 +181,14 @@ def test_sets_that_only_one_run_has_are_left_out_with_a_word(tmp_path, warned):
     assert any("Only one of the runs has textures" in message for message in warned)
 
 
+def test_other_id_images_than_the_runs_counted_are_told(tmp_path, warned):
+    results, table = fake_run()
+    filtered = {**results, "id_filter": "correct"}
+    folders = write_run(tmp_path / "a", results, table), write_run(tmp_path / "b", filtered, table)
+    assert all(each.difference == 0 for each in compare_runs(*folders, num_resamples=5))
+    assert any("compared are all images of the ID set" in message for message in warned)
+
+
 def test_bad_requests(runs, tmp_path):
     with pytest.raises(UnknownNameError, match="Did you mean 'energy'"):
         compare_runs(*runs, "enrgy")

@@ -113,7 +113,7 @@ def test_heat_map_holds_the_figures_and_leaves_missing_sets_empty(tmp_path, figu
 
 def test_histograms_hold_every_image_and_say_what_is_caught(tmp_path, figures):
     results, samples = draw(tmp_path, figures)
-    threshold, _ = threshold_of(results, samples, "id", "mcm")
+    threshold, _ = threshold_of(results, samples, "mcm")
     axes = figures["histogram_01"].axes
     assert [axis.get_title() for axis in axes[:3]] == ["flowers", "textures", "sketches"]
     for axis, (name, word) in zip(
@@ -129,8 +129,8 @@ def test_threshold_comes_from_the_calibration_else_accepts_95_percent_of_these_i
     results, table = fake_run()
     samples = SampleTable(table)
     calibrated = next(each for each in results["calibration"] if each["score"] == "mcm")
-    assert threshold_of(results, samples, "id", "mcm")[0] == calibrated["threshold"]
-    threshold, origin = threshold_of({**results, "calibration": []}, samples, "id", "mcm")
+    assert threshold_of(results, samples, "mcm")[0] == calibrated["threshold"]
+    threshold, origin = threshold_of({**results, "calibration": []}, samples, "mcm")
     values = samples.of("id", "score:mcm")
     # The smallest threshold that accepts so many: 228 of 240 is exactly 95 %.
     assert (values <= threshold).sum() == 228

@@ -114,7 +114,7 @@ def test_missing_and_failed_sets_are_shown_as_such(tmp_path):
     write_report(tmp_path, results, samples)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "c (far) is missing: put it in data/c" in page.text
-    assert "AUROC, mean over the sets that are here, of the best score here" in page.text
+    assert "AUROC, mean of all (2 of 3 sets), of the best score here" in page.text
     assert "c | far | missing put it in data/c" in (tmp_path / "tables.md").read_text(encoding="utf-8")
 
 
@@ -137,6 +137,16 @@ def test_calibration_and_published_tables():
         ["66.70", "not run", "–"],
         ["90.00", "88.50", "-1.50"],
     ]
+
+
+def test_what_counts_as_id_and_what_was_left_out_is_said(tmp_path):
+    results, samples = fake_run(scores=["mcm"])
+    results |= {"id_filter": "correct", "full_spectrum": True, "skipped_scores": {"gl_mcm": "needs patches"}}
+    note = table(results, "auroc").note
+    assert "wrong first label are left out" in note and "count as ID (full spectrum)" in note
+    write_report(tmp_path, results, samples)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Scores this model cannot give" in page.text and "gl_mcmneeds patches" in page.text
 
 
 def test_tables_without_content_are_left_out():

@@ -49,6 +49,19 @@ def test_main_score_is_the_one_a_model_decides_with(scores, main):
     assert SampleTable(fake_run(scores=scores)[1]).main_score == main
 
 
+@pytest.mark.parametrize("full_spectrum", [False, True])
+@pytest.mark.parametrize("id_filter", ["all", "correct"])
+def test_id_scores_are_those_of_the_images_that_count_as_id(id_filter, full_spectrum):
+    _, table = fake_run()
+    expected = [
+        row["score:mcm"]
+        for row in table.to_pylist()
+        if row["role"] in (("id", "shifted") if full_spectrum else ("id",))
+        and (id_filter == "all" or row["label"] == row["prediction"])
+    ]
+    assert sorted(SampleTable(table, id_filter, full_spectrum).id_scores("mcm").tolist()) == sorted(expected)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 @pytest.mark.parametrize("column", ["score:mcm", "p_value:mcm"])
 def test_a_score_that_is_no_number_is_named_with_its_image(column, value):
