@@ -44,6 +44,8 @@ COOP = {
 NUMBERS = {
     "krnft": KRNFT
     | {
+        # Ours: the paper does not say.
+        "batch_size": 4,
         "negatives": "krnft",
         "num_negatives": 10_000,
         "num_crops": 256,
@@ -66,7 +68,8 @@ NUMBERS = {
         "losses.classification_with_negatives.num_groups": 10,
         "losses.ood_negatives.num_groups": 10,
     },
-    "nft-ft": KRNFT | {"adapter.conditional": False, "num_crops": 256, "losses.knowledge_regularization.weight": 100},
+    "nft-ft": KRNFT
+    | {"batch_size": 4, "adapter.conditional": False, "num_crops": 256, "losses.knowledge_regularization.weight": 100},
     "krnft-pocket": KRNFT | {"learning_rate": 1e-4, "batch_size": 4, "losses.knowledge_regularization.weight": 100},
     "negpt": {"adapter.num_context": 2, "adapter.negative_context": "separate", "shots": 4, "learning_rate": 1e-5},
     "coop": COOP | {"adapter.num_context": 16, "epochs": 50},
