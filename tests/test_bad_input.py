@@ -130,7 +130,9 @@ def test_negatives_that_are_all_labels(load):
 
 
 def test_negatives_that_are_neither_method_nor_file(load):
-    with pytest.raises(NegativesError, match=r"'neg_label' is neither a mining method \(csp, krnft, neglabel\) nor a file"):
+    with pytest.raises(
+        NegativesError, match=r"'neg_label' is neither a mining method \(csp, krnft, neglabel\) nor a file"
+    ):
         load(negatives="neg_label")
 
 
