@@ -13,8 +13,9 @@ train: .venv/train.installed
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		training/train.py --recipe krnft-pocket --output-dir krnft-adapter --overwrite
 
+# One process a core; a file's tests stay together, for they share what they load.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest

@@ -135,16 +135,14 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         preprocessing = Preprocessing(source.base, source.options, tokenizer)
         config, is_plain = wrapped_config(source.base, config, source.options)
         output_loading_info = source.options.pop("output_loading_info", False)
-        ignored = cls._keys_to_ignore_on_load_missing
-        if is_plain:
-            # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
-            cls._keys_to_ignore_on_load_missing = [r"^text_bank\.", r"^ood_head\."]
+        # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
+        cls._keys_to_ignore_on_load_missing = [r"^text_bank\.", r"^ood_head\."] if is_plain else None
         try:
             loaded: Any = super().from_pretrained(
                 source.base, *model_args, config=config, output_loading_info=True, **source.options
             )
         finally:
-            cls._keys_to_ignore_on_load_missing = ignored
+            cls._keys_to_ignore_on_load_missing = None
         model, info = loaded
         lost = [name for name in info["missing_keys"] if name.startswith(("text_bank.", "ood_head."))]
         if lost:

@@ -71,7 +71,7 @@ def test_a_run_says_what_it_does(tiny_clip, tmp_path, capsys):
     assert f'model="{tmp_path / "out"}"' in captured.out
     bars = captured.err.replace("\r", "\n")
     assert "training: 100%" in bars
-    assert "4/4" in bars
+    assert "1/1" in bars
     assert "Generating" not in bars
     assert "Loading" not in bars
     assert "Writing" not in bars
