@@ -1,6 +1,7 @@
 """OODCLIPForImageClassification: a CLIP checkpoint as a classifier that knows what it does not know."""
 
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from .text_bank import Average, Float32Module, TextBank, TextEncoder, check_labe
 __all__ = ["OODCLIPForImageClassification", "OODCLIPPreTrainedModel"]
 
 logger = logging.get_logger("hf_oodclip.modeling")
+
+# Whether a plain CLIP is being loaded: of this thread and load only, as several may run at once.
+_loading_plain: ContextVar[bool] = ContextVar("_loading_plain", default=False)
 
 
 class OODCLIPPreTrainedModel(PreTrainedModel):
@@ -89,6 +93,10 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         self._negatives: Negatives | None = None
         self._preprocessing = Preprocessing(config.name_or_path or None)
         self.post_init()
+        if _loading_plain.get():
+            # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
+            known = self._keys_to_ignore_on_load_missing or ()
+            self._keys_to_ignore_on_load_missing = {*known, r"^text_bank\.", r"^ood_head\."}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.clip.text_model.get_input_embeddings()
@@ -135,14 +143,13 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         preprocessing = Preprocessing(source.base, source.options, tokenizer)
         config, is_plain = wrapped_config(source.base, config, source.options)
         output_loading_info = source.options.pop("output_loading_info", False)
-        # A plain checkpoint has no bank by nature; a full one that lacks it must stay loud.
-        cls._keys_to_ignore_on_load_missing = [r"^text_bank\.", r"^ood_head\."] if is_plain else None
+        token = _loading_plain.set(is_plain)
         try:
             loaded: Any = super().from_pretrained(
                 source.base, *model_args, config=config, output_loading_info=True, **source.options
             )
         finally:
-            cls._keys_to_ignore_on_load_missing = None
+            _loading_plain.reset(token)
         model, info = loaded
         lost = [name for name in info["missing_keys"] if name.startswith(("text_bank.", "ood_head."))]
         if lost:

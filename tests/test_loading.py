@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -259,3 +260,32 @@ def test_kinds_of_path(pocket_copy, monkeypatch):
 def test_several_text_encoders_agree(pocket):
     own = TextEncoder(CLIPModel.from_pretrained(pocket), AutoTokenizer.from_pretrained(pocket))
     assert torch.equal(own.embed(LABELS, "photo"), load(pocket).text_bank.label_embeds)
+
+
+def test_loads_in_two_threads_do_not_hear_of_each_other(make_model, tiny_clip, tmp_path, monkeypatch):
+    make_model(tiny_clip).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["text_bank.label_embeds"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loading, go_on, loaded = threading.Event(), threading.Event(), []
+    post_init = OODCLIPForImageClassification.post_init
+
+    def held(model):
+        if threading.current_thread() is not threading.main_thread():
+            loading.set()
+            go_on.wait(60)
+        post_init(model)
+
+    monkeypatch.setattr(OODCLIPForImageClassification, "post_init", held)
+    plain = threading.Thread(target=lambda: loaded.append(make_model(tiny_clip)))
+    plain.start()
+    try:
+        assert loading.wait(60)
+        # While a plain checkpoint is on its way, a full one that lost its bank is still refused...
+        with pytest.raises(CheckpointError, match=r"lacks text_bank\.label_embeds"):
+            OODCLIPForImageClassification.from_pretrained(tmp_path)
+    finally:
+        go_on.set()
+        plain.join()
+    # ...and the plain one does not miss a bank it cannot have.
+    assert len(loaded) == 1
