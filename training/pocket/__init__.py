@@ -1,0 +1,1 @@
+"""Pretraining of the pocket CLIP: the small real checkpoint that ships with the package."""

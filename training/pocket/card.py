@@ -1,0 +1,149 @@
+"""The model card of a pocket CLIP checkpoint: only what its training left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["checkpoint_card"]
+
+TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+tags:
+- clip
+- zero-shot-image-classification
+- out-of-distribution-detection
+- demonstration
+- test-model
+---
+
+# Pocket CLIP
+
+A small real CLIP, so that `hf_oodclip` runs offline, on real images, within seconds: a plain transformers
+`CLIPModel` with `CLIPProcessor`{size}, trained from scratch in {minutes:.0f} minutes ({threads} CPU threads).
+
+**It is for demonstrations and tests.** It is not an open-vocabulary model: it knows {num_seen} of the 200
+Tiny-ImageNet classes and their WordNet parents, and on the text side the meaning of many nouns. Numbers made with it
+say nothing about a method on a full-size CLIP.
+
+```python
+import hf_oodclip
+from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained(hf_oodclip.pocket_path())
+processor = CLIPProcessor.from_pretrained(hf_oodclip.pocket_path())
+```
+
+## Architecture
+
+| | |
+| --- | --- |
+| Vision tower | 64 px, patch {patch}, width {vision_width}, {vision_layers} layers |
+| Text tower | width {text_width}, {text_layers} layers, byte-level BPE of {vocab:,} tokens, 32 positions |
+| Shared space | {dim} dimensions |
+
+## How it was made
+
+```
+{command}
+```
+
+1. **Text, {text_minutes} minutes, {text_steps:,} steps.** Distilled from a sentence encoder (all-MiniLM-L6-v2 by
+   default) reduced to {dim} dimensions by PCA, on nouns, adjectives and short glosses of WordNet 3.0. Cosine to the
+   encoder: names of classes and parents {fit_names:.2f}, less common nouns {fit_nouns:.2f}.
+2. **Images, {image_minutes} minutes, {image_steps:,} steps.** {stages}. Text tower locked; cross-entropy
+   against captions of the classes, of their WordNet parents and of {distractors} random nouns a step. No image, name
+   or near synonym of the 30 held-out classes took part.{teacher}
+
+No OOD test set, and nothing made to look like one, took part in training or in the choice of a checkpoint.
+Seed {seed}; versions: {versions}. The whole log is `training.json`.
+
+## Measured
+
+{figures}
+
+## Licence
+
+The weights are released under Apache-2.0. They were trained on Tiny-ImageNet images, which carry ImageNet's terms
+(non-commercial research and educational use): whoever passes the weights on should say so, and should treat them as
+a demonstration and test model. The text side was distilled from all-MiniLM-L6-v2 (Apache-2.0) on words and glosses
+of WordNet 3.0 (WordNet licence).
+"""
+
+
+def checkpoint_card(record: Mapping[str, Any]) -> str:
+    """Return the text of README.md from what `training.json` holds; figures are left out while there are none.
+
+    Args:
+        record: As `pretrain_pocket.py` writes it.
+    """
+    recipe, environment = record["recipe"], record["environment"]
+    checkpoint, figures = record.get("checkpoint"), record.get("figures")
+    stages = ", then ".join(
+        f"{each['steps']:,} steps of {each['batch_size']} images at {each['pixels']} px"
+        + (f" ({100 * each['kept_patches']:.0f} % of the patches)" if each["kept_patches"] < 1 else "")
+        for each in recipe["stages"]
+    )
+    fit = record["text"]["evaluations"][-1]
+    large = recipe["teacher"] and recipe["teacher"]["tower"]
+    return TEMPLATE.format(
+        size=_size(checkpoint),
+        minutes=sum(record["minutes"].values()),
+        threads=environment["machine"]["threads"],
+        num_seen=170,
+        patch=recipe["patch_size"],
+        vision_width=recipe["vision"]["width"],
+        vision_layers=recipe["vision"]["layers"],
+        text_width=recipe["text"]["width"],
+        text_layers=recipe["text"]["layers"],
+        vocab=recipe["vocab_size"],
+        dim=recipe["projection_dim"],
+        command=environment["command"],
+        text_minutes=record["minutes"]["text"],
+        text_steps=recipe["text_steps"],
+        fit_names=fit["names"],
+        fit_nouns=fit["nouns"],
+        image_minutes=record["minutes"]["image"],
+        image_steps=sum(each["steps"] for each in recipe["stages"]),
+        stages=stages,
+        distractors=recipe["num_distractors"],
+        teacher=""
+        if not large
+        else f" The tower also follows a larger one (width {large['width']}, {large['layers']} layers), which was "
+        f"trained first, on the same images, for {record['minutes']['teacher']} minutes.",
+        seed=recipe["seed"],
+        versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        figures="Not measured yet." if figures is None else _figures(figures),
+    )
+
+
+def _size(checkpoint: Mapping[str, Any] | None) -> str:
+    if checkpoint is None:
+        return ""
+    return (
+        f", {checkpoint['parameters'] / 1e6:.2f} million parameters, {checkpoint['weight_bytes'] / 1e6:.1f} MB in fp16"
+    )
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    names = {
+        "seen": "the classes it was trained on",
+        "held_out": "the held-out classes, among themselves",
+        "all": "all classes jointly",
+    }
+    rows = [
+        f"| {title} | {100 * figures[f'{name}_top1']:.1f} | {100 * figures[f'{name}_top5']:.1f} |"
+        for name, title in names.items()
+        if f"{name}_top1" in figures
+    ]
+    return "\n".join(
+        [
+            "Zero-shot accuracy in % on Tiny-ImageNet's validation images, one template; one run, one seed:",
+            "",
+            "| classes | top-1 | top-5 |",
+            "| --- | --- | --- |",
+            *rows,
+        ]
+    )

@@ -1,0 +1,173 @@
+"""Image stage: a vision tower learns to meet the captions of a locked text tower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hf_oodclip.training.schedule import private_seed
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .captions import Captions
+from .images import SIDE, Images, augment, mix_images, standardise
+from .optimizer import MatrixOptimizer
+from .recipe import ImageStage, PocketRecipe, Tower
+from .tower import image_features, new_vision_tower
+
+__all__ = ["ImageTraining", "VisionTower", "accuracy"]
+
+LARGEST_SCALE = 100.0
+
+
+class VisionTower(nn.Module):
+    """A vision tower and the logarithm of its logit scale."""
+
+    def __init__(self, recipe: PocketRecipe, tower: Tower) -> None:
+        super().__init__()
+        self.clip = new_vision_tower(recipe, tower, SIDE)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+class ImageTraining:
+    """Trains a vision tower; a step depends on its number and the weights only, so a run can stop and go on.
+
+    Args:
+        name: Of the tower; draws are its own.
+        recipe: The recipe.
+        tower: The tower's shape.
+        stages: Sizes of the images and batches, one after the other.
+        captions: What images are compared with.
+        images: Training images.
+        accelerator: An `accelerate.Accelerator`; its processes share each batch.
+        teacher: A trained tower to follow, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: PocketRecipe,
+        tower: Tower,
+        stages: Sequence[ImageStage],
+        captions: Captions,
+        images: Images,
+        accelerator: Any,
+        teacher: Any = None,
+    ) -> None:
+        self.name, self.recipe, self.stages, self.captions = name, recipe, list(stages), captions
+        self.images, self.accelerator, self.teacher = images, accelerator, teacher
+        with torch.random.fork_rng([]):
+            torch.manual_seed(private_seed(recipe.seed, name))
+            self.model = VisionTower(recipe, tower).to(accelerator.device)
+        self.averaged = {key: values.detach().clone() for key, values in self.model.state_dict().items()}
+        self.optimizer = MatrixOptimizer(self.model, recipe.learning_rate, recipe.weight_decay)
+        self.num_steps = sum(stage.steps for stage in stages)
+        self.work = [stage.work(recipe.patch_size) for stage in stages]
+        self._epoch = -1
+
+    def stage_of(self, step: int) -> tuple[ImageStage, float]:
+        """Return the stage of a step, and the share of all work that is done before it."""
+        done = 0.0
+        for stage, work in zip(self.stages, self.work, strict=True):
+            if step < stage.steps:
+                return stage, (done + work * step / stage.steps) / sum(self.work)
+            done, step = done + work, step - stage.steps
+        return self.stages[-1], 1.0
+
+    def images_before(self, step: int) -> int:
+        """Return how many images the steps before one take."""
+        total = 0
+        for stage in self.stages:
+            total += stage.batch_size * min(step, stage.steps)
+            step = max(0, step - stage.steps)
+        return total
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do one optimizer step, and return its figures."""
+        recipe, (stage, done) = self.recipe, self.stage_of(step)
+        left = (1 - done) / (1 - recipe.decay_from)
+        self.optimizer.set_rate(recipe.learning_rate * min(1, (step + 1) / recipe.warmup_steps) * min(1, left))
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        generator = torch.Generator(device)
+        generator.manual_seed(private_seed(recipe.seed, self.name, step, self.accelerator.process_index))
+        rows = self._rows(step, stage)[self.accelerator.process_index :: processes]
+        pixels, labels = self.images.pixels[rows].to(device), self.images.labels[rows].to(device)
+        crops = augment(pixels, stage.pixels, recipe.smallest_crop, generator)
+        partner, share = None, 1.0
+        if recipe.mix and torch.rand((), generator=generator, device=device).item() < recipe.mix:
+            crops, partner, share = mix_images(crops, generator)
+        scale = self.model.log_scale.exp()
+        embeds = image_features(self.model.clip, crops, stage.kept_patches, generator)
+        own, above = self.captions.loss(embeds, labels, scale, recipe.num_distractors, generator)
+        if partner is not None:
+            others = self.captions.loss(embeds, labels[partner], scale, recipe.num_distractors, generator)
+            own, above = share * own + (1 - share) * others[0], share * above + (1 - share) * others[1]
+        loss = own + recipe.parent_weight * above
+        figures = {"class_loss": own.item(), "parent_loss": above.item()}
+        if self.teacher is not None and recipe.teacher is not None:
+            followed = self._teacher_loss(crops, embeds, scale)
+            loss = (1 - recipe.teacher.weight) * loss + recipe.teacher.weight * followed
+            figures["teacher_loss"] = followed.item()
+        self.optimizer.zero_grad()
+        loss.backward()
+        for values in self.model.parameters():
+            if processes > 1 and values.grad is not None:
+                values.grad = self.accelerator.reduce(values.grad, "mean")
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.log_scale.clamp_(0, math.log(LARGEST_SCALE))
+            # A mean over few steps at first, or the initial weights would stay in it for long.
+            decay = min(recipe.average, (1 + step) / (10 + step))
+            for key, values in self.model.state_dict().items():
+                self.averaged[key].lerp_(values, 1 - decay)
+        return figures
+
+    def _teacher_loss(self, crops: Tensor, embeds: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            large = crops
+            if crops.shape[-1] != SIDE:
+                large = torch.nn.functional.interpolate(crops, size=(SIDE, SIDE), mode="bilinear")
+            wanted = self.captions.class_logits(
+                image_features(self.teacher.clip, large), self.teacher.log_scale.exp()
+            ).softmax(1)
+        return cross_entropy(self.captions.class_logits(embeds, scale), wanted)
+
+    def _rows(self, step: int, stage: ImageStage) -> Tensor:
+        """Return the images of a step over all processes: each image once an epoch."""
+        first = self.images_before(step)
+        parts, missing = [], min(stage.batch_size, len(self.images))
+        while missing:
+            epoch, place = divmod(first, len(self.images))
+            if epoch != self._epoch:
+                shuffle = torch.Generator().manual_seed(private_seed(self.recipe.seed, self.name, "order", epoch))
+                self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=shuffle)
+            part = self._order[place : place + missing]
+            parts.append(part)
+            first, missing = first + len(part), missing - len(part)
+        return torch.cat(parts)
+
+    def averaged_tower(self) -> VisionTower:
+        """Return the tower with the running mean of the weights, or the last ones where that is off."""
+        model = VisionTower(self.recipe, Tower(self.model.clip.config.hidden_size, self._num_layers()))
+        model.load_state_dict(self.averaged if self.recipe.average else self.model.state_dict())
+        return model.to(self.accelerator.device).eval()
+
+    def _num_layers(self) -> int:
+        return int(self.model.clip.config.num_hidden_layers)
+
+
+@torch.inference_mode()
+def accuracy(tower: VisionTower, images: Images, label_embeds: Tensor, batch_size: int = 500) -> tuple[float, float]:
+    """Return the shares of images whose label is the nearest, and among the five nearest."""
+    device, first, five = label_embeds.device, 0, 0
+    for start in range(0, len(images), batch_size):
+        pixels = images.pixels[start : start + batch_size].to(device)
+        labels = images.labels[start : start + batch_size].to(device)
+        best = (
+            (image_features(tower.clip, standardise(pixels)) @ label_embeds.T).topk(min(5, len(label_embeds))).indices
+        )
+        right = best == labels[:, None]
+        first, five = first + int(right[:, 0].sum()), five + int(right.any(1).sum())
+    return first / len(images), five / len(images)
