@@ -59,8 +59,10 @@ def _curves(
 ) -> Picture:
     figure, axes = panels(len(curves), 3.6)
     for axis, (name, by_score) in zip(axes, curves.items(), strict=True):
+        lowest = 1.0
         for position, (score, curve) in enumerate(by_score.items()):
             across, up = points(curve)
+            lowest = min(lowest, up.min())
             axis.plot(across, up, **line(position), label=plain(score))
         if points is _roc:
             axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
@@ -68,7 +70,8 @@ def _curves(
         else:
             # The last point takes every image: its precision is that of guessing.
             axis.axhline(up[-1], color="0.7", linewidth=0.8)
-        axis.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=labels[0], ylabel=labels[1])
+        # Precision of many ID images and few OOD ones stays near 1: empty room below would squeeze the lines.
+        axis.set(xlim=(0, 1), ylim=(max(0, lowest - 0.05), 1.01), xlabel=labels[0], ylabel=labels[1])
         if path.stem == "fpr_zoom":
             axis.set(ylim=(0.8, 1.002))
         axis.set_title(plain(name, 40), fontsize=10)

@@ -1,4 +1,4 @@
-"""The most confident mistakes of a run: found in its samples, shown as photos with what the model saw in them."""
+"""Photos of a run with what the model made of them: verdicts drawn at random, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_oodclip.errors import OODCLIPError
 
-from .drawing import DARK, Picture, panels, plain, save
+from .drawing import DARK, ID_COLOUR, OOD_COLOUR, Picture, panels, plain, save
 from .pictures import threshold_of
 from .sample_table import SampleTable
 
-__all__ = ["Mistake", "MistakeList", "draw_galleries", "find_mistakes"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+__all__ = ["MistakeList", "Sample", "draw_galleries", "draw_verdicts", "find_mistakes"]
+
+_ReadImage = Callable[[str, int], Image.Image]
 _TILE = 256
+# Photos of each side, ID and other, among the verdicts.
+_DRAWN = 12
+_SEED = 0
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One image the model was wrong about; `truth` is None for images without a label of ours."""
+class Sample:
+    """One image and what the model made of it; `truth` is None for images without a label of ours."""
 
     set: str
     row: int
@@ -44,7 +51,7 @@ class MistakeList:
     key: str
     title: str
     text: str
-    mistakes: Sequence[Mistake]
+    mistakes: Sequence[Sample]
     total: int
 
 
@@ -78,7 +85,7 @@ def find_mistakes(results: Mapping[str, Any], samples: SampleTable, limit: int =
         found = []
         for place in places:
             number = int(np.searchsorted(starts, place, side="right")) - 1
-            found.append(_mistake(results["labels"], samples, sets[number], int(place - starts[number]), score))
+            found.append(_sample(results["labels"], samples, sets[number], int(place - starts[number]), score))
         return MistakeList(key, title, text, found, int(wrong.sum()))
 
     lists = []
@@ -97,9 +104,9 @@ def find_mistakes(results: Mapping[str, Any], samples: SampleTable, limit: int =
     return lists
 
 
-def _mistake(labels: Sequence[str], samples: SampleTable, name: str, place: int, score: str) -> Mistake:
+def _sample(labels: Sequence[str], samples: SampleTable, name: str, place: int, score: str) -> Sample:
     label = int(samples.of(name, "label")[place])
-    return Mistake(
+    return Sample(
         set=name,
         row=int(samples.of(name, "row")[place]),
         file=samples.texts(name, "file", [place])[0],
@@ -111,9 +118,57 @@ def _mistake(labels: Sequence[str], samples: SampleTable, name: str, place: int,
     )
 
 
-def draw_galleries(
-    folder: Path, lists: Sequence[MistakeList], read_image: Callable[[str, int], Image.Image]
-) -> dict[str, Picture]:
+def draw_verdicts(
+    folder: Path, results: Mapping[str, Any], samples: SampleTable, read_image: _ReadImage
+) -> list[Picture]:
+    """Draw ID images and others, taken at random, each framed by the calibrated verdict on it.
+
+    Args:
+        folder: An existing folder.
+        results: What `results.json` holds.
+        samples: The images of the run.
+        read_image: Returns the image of a set and row.
+
+    Returns:
+        One picture; none where the run has no calibration or no ID images.
+    """
+    id_set, score = samples.id_set, samples.main_score
+    if id_set is None or score is None or score not in samples.calibrated:
+        return []
+    threshold, origin = threshold_of(results, samples, score)
+    generator = np.random.default_rng(_SEED)
+    others = samples.sets("near", "far", "shifted")
+    others = [others[place] for place in _draw(generator, len(others), _DRAWN)]
+    places = [(id_set, place) for place in _draw(generator, samples.count(id_set), _DRAWN)]
+    for name in others:
+        drawn = _draw(generator, samples.count(name), _DRAWN // len(others))
+        places += [(name, place) for place in drawn]
+    figure, axes = panels(len(places), 2.1, columns=6)
+    for axis, (name, place) in zip(axes, places, strict=True):
+        sample = _sample(results["labels"], samples, name, place, score)
+        is_known, is_ood = samples.roles[name] in ("id", "shifted"), sample.ood_score > threshold
+        _show(axis, sample, read_image)
+        for spine in axis.spines.values():
+            spine.set(color=OOD_COLOUR if is_ood else ID_COLOUR, linewidth=4)
+        axis.set_title(f"{'ID' if is_known else 'OOD'}: {plain(sample.truth or name, 18)}", fontsize=8)
+        lines = ["OOD" if is_ood else plain(sample.prediction, 20)]
+        lines.append(f"p = {samples.of(name, f'p_value:{score}')[place]:.3f}")
+        wrong_label = sample.truth is not None and sample.truth != sample.prediction
+        lines.append("wrong verdict" if is_ood == is_known else "wrong label" if wrong_label and not is_ood else "")
+        axis.set_xlabel("\n".join(lines), fontsize=8)
+    text = (
+        f"Drawn at random, not chosen. Above each photo: what it is; below: the verdict by {score} ({origin}) and the "
+        "p-value. Blue frame: accepted as ID; red frame: called OOD."
+    )
+    return [Picture(_save(figure, folder / "verdicts.png"), "Verdicts on random images", text)]
+
+
+def _draw(generator: np.random.Generator, total: int, count: int) -> list[int]:
+    found: list[int] = np.sort(generator.choice(total, min(total, count), replace=False)).tolist()
+    return found
+
+
+def draw_galleries(folder: Path, lists: Sequence[MistakeList], read_image: _ReadImage) -> dict[str, Picture]:
     """Draw one gallery for each kind of mistake that happened.
 
     Args:
@@ -131,18 +186,22 @@ def draw_galleries(
         figure, axes = panels(len(each.mistakes), 2.75, columns=4)
         for axis, mistake in zip(axes, each.mistakes, strict=True):
             _draw_tile(axis, mistake, read_image)
-        with warnings.catch_warnings():
-            # A letter the font lacks is drawn as a box; the page lists all names in text as well.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            path = save(figure, folder / f"gallery_{each.key}.png")
+        path = _save(figure, folder / f"gallery_{each.key}.png")
         told = "Above a photo: its label, or its set; below: nearest label and its softmax share, nearest negative."
         pictures[each.key] = Picture(path, each.title, f"{each.text} {told}")
     return pictures
 
 
-def _draw_tile(axis: Axes, mistake: Mistake, read_image: Callable[[str, int], Image.Image]) -> None:
+def _save(figure: Figure, path: Path) -> Path:
+    with warnings.catch_warnings():
+        # A letter the font lacks is drawn as a box; the page lists the names of mistakes in text as well.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        return save(figure, path)
+
+
+def _show(axis: Axes, sample: Sample, read_image: _ReadImage) -> None:
     try:
-        image = read_image(mistake.set, mistake.row).convert("RGB")
+        image = read_image(sample.set, sample.row).convert("RGB")
         image.thumbnail((_TILE, _TILE))
         axis.imshow(np.asarray(image))
     except (OSError, ValueError, OODCLIPError):
@@ -151,10 +210,13 @@ def _draw_tile(axis: Axes, mistake: Mistake, read_image: Callable[[str, int], Im
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="0.92")
     axis.set_xticks([])
     axis.set_yticks([])
-    truth = mistake.set if mistake.truth is None else mistake.truth
+
+
+def _draw_tile(axis: Axes, mistake: Sample, read_image: _ReadImage) -> None:
+    _show(axis, mistake, read_image)
     lines = [f"{plain(mistake.prediction, 20)} {mistake.confidence:.0%}"]
     if mistake.nearest_negative is not None:
         lines.append(f"negative: {plain(mistake.nearest_negative, 16)}")
     lines.append(f"ood_score {mistake.ood_score:.3g}")
-    axis.set_title(plain(truth, 24), fontsize=9)
+    axis.set_title(plain(mistake.truth or mistake.set, 24), fontsize=9)
     axis.set_xlabel("\n".join(lines), fontsize=8.5)

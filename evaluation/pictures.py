@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from .curves import draw_detection_curves, draw_reliability, draw_selective_risk
 from .drawing import DARK, ID_COLOUR, OOD_COLOUR, SHIFTED_COLOUR, Picture, panels, plain, save
 from .sample_table import SampleTable, detection_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["draw_pictures", "threshold_of"]
 
@@ -77,6 +79,8 @@ def _histograms(path: Path, results: Mapping[str, Any], samples: SampleTable, sc
         axis.set_title(plain(name, 40), fontsize=10)
         axis.set_xlabel("ood_score (larger = more OOD)")
         axis.set_ylabel("share of images")
+        # Scores such as -0.0525 would run into each other.
+        axis.locator_params(axis="x", nbins=5)
         axis.legend(fontsize=8)
     figure.suptitle(f"{plain(score, 40)}; dashed: threshold, {origin}", fontsize=10)
     save(figure, path)

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from hf_oodclip.errors import RunError
-
-from .gallery import draw_galleries, find_mistakes
+from .gallery import draw_galleries, draw_verdicts, find_mistakes
 from .page import write_page
 from .pictures import draw_pictures
+from .run_checks import check_results, check_together
 from .sample_table import SampleTable, check_numbers, detection_columns, read_run
 from .tables import Cell, Table, to_latex, to_markdown
 
@@ -47,21 +46,17 @@ def write_report(
         folder: The run folder.
         results: What `results.json` holds.
         samples: What `samples.parquet` holds.
-        read_image: Returns the image of a set and row, for the galleries of mistakes; without it the
-            mistakes are listed but not shown. An image it cannot read is drawn as an empty tile.
+        read_image: Returns the image of a set and row, for the photos of verdicts and mistakes; without it
+            the mistakes are listed but not shown. An image it cannot read is drawn as an empty tile.
 
     Raises:
         RunError: A figure is NaN, or results and samples do not belong together.
     """
     folder = Path(folder)
     check_numbers(results)
+    check_results(results)
+    check_together(results, samples)
     table = SampleTable(samples, results.get("id_filter", "all"), results.get("full_spectrum", False))
-    for each in results["sets"]:
-        if each["status"] == "ok" and each["name"] not in table.roles:
-            raise RunError(
-                f"Set {each['name']!r} is ok in the results but has no samples; the samples have "
-                f"{', '.join(table.roles) or 'none'}. Give the results and samples of one run."
-            )
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "detection.csv", ["score", "set", "role", "num_id", "num_ood"], list(METRICS), results)
     _write_csv(folder / "accuracy.csv", ["set", "role", "count"], ["value"], results)
@@ -75,7 +70,10 @@ def write_report(
         old.unlink()
     pictures = draw_pictures(pictures_folder, results, table)
     mistakes = find_mistakes(results, table)
-    galleries = draw_galleries(pictures_folder, mistakes, read_image) if read_image is not None else {}
+    galleries = {}
+    if read_image is not None:
+        pictures = [*draw_verdicts(pictures_folder, results, table, read_image), *pictures]
+        galleries = draw_galleries(pictures_folder, mistakes, read_image)
     write_page(folder / "report.html", results, tables, pictures, mistakes, galleries)
 
 

@@ -9,12 +9,12 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", help="Folder for the table and the pictures.")] = Path(
+    output: Annotated[Path, typer.Option("--output", help="Folder for the report and the calibrated model.")] = Path(
         "demo-output"
     ),
     num_bootstrap: Annotated[int, typer.Option("--num-bootstrap", min=0, help="Resamples for the intervals.")] = 1000,
 ) -> None:
-    """Classify, detect, calibrate and draw, with the pocket CLIP on the embedded images (no network)."""
+    """Run the benchmark `pocket`, write its report, and save a calibrated model: real images, no network."""
     from ..evaluation.demo import run_demo
 
     run_demo(output, num_bootstrap=num_bootstrap)

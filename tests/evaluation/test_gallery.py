@@ -1,12 +1,14 @@
-"""The most confident mistakes: the right ones, in the right order, with what the model saw."""
+"""Verdicts drawn at random and the most confident mistakes: the right images, with what the model saw."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from fake_runs import HOSTILE, fake_run
-from hf_oodclip.evaluation.gallery import draw_galleries, find_mistakes
+from hf_oodclip.evaluation import gallery
+from hf_oodclip.evaluation.gallery import draw_galleries, draw_verdicts, find_mistakes
 from hf_oodclip.evaluation.sample_table import SampleTable
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from hf_oodclip.errors import ImageReadError
@@ -101,3 +103,84 @@ def test_gallery_shows_the_image_itself(tmp_path):
     with Image.open(drawn["accepted_ood"].path) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (pixels == (10, 200, 30)).all(axis=1).mean() > 0.5
+
+
+def verdicts(tmp_path, results, table):
+    """The picture, and which images were read for it."""
+    read = []
+
+    def read_image(name, row):
+        read.append((name, row))
+        return Image.new("RGB", (30, 30))
+
+    return draw_verdicts(tmp_path, results, SampleTable(table), read_image), read
+
+
+def test_verdicts_are_drawn_at_random_from_every_side(tmp_path):
+    results, table = fake_run()
+    before = np.random.get_state()[1].tolist()
+    (picture,), read = verdicts(tmp_path, results, table)
+    assert np.random.get_state()[1].tolist() == before
+    assert len(set(read)) == len(read) == 24
+    # Twelve ID images, and four of each other set, in their order.
+    sets = [name for name, _ in read]
+    assert sets == ["id"] * 12 + [name for name in table["set"].unique().to_pylist()[1:4] for _ in range(4)]
+    rows = [row for name, row in read if name == "id"]
+    assert rows == sorted(rows) and rows[-1] - rows[0] > 100
+    # The same again; and the same whatever the model said of them.
+    assert verdicts(tmp_path, results, table)[1] == read
+    assert verdicts(tmp_path, *fake_run(seed=1))[1] == read
+    assert "at random, not chosen" in picture.text and picture.path.name == "verdicts.png"
+
+
+def test_a_verdict_says_what_the_image_is_and_what_the_model_says(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(gallery, "save", lambda figure, path: figures.append(figure) or path)
+    results, table = fake_run()
+    _, read = verdicts(tmp_path, results, table)
+    threshold = next(each["threshold"] for each in results["calibration"] if each["score"] == "neglabel")
+    rows = {(row["set"], row["row"]): row for row in table.to_pylist()}
+    remarks = set()
+    for axis, place in zip(figures[0].axes, read, strict=True):
+        row, labels = rows[place], results["labels"]
+        ood = row["score:neglabel"] > threshold
+        known = row["role"] in ("id", "shifted")
+        truth = labels[row["label"]] if known else row["set"]
+        assert axis.get_title() == f"{'ID' if known else 'OOD'}: {truth}"
+        right_label = row["label"] == row["prediction"]
+        remark = "wrong verdict" if ood == known else "wrong label" if known and not ood and not right_label else ""
+        verdict = "OOD" if ood else labels[row["prediction"]]
+        assert axis.get_xlabel().split("\n") == [verdict, f"p = {row['p_value:neglabel']:.3f}", remark]
+        colours = {to_hex(spine.get_edgecolor()) for spine in axis.spines.values()}
+        assert colours == {"#d55e00" if ood else "#0072b2"}
+        # The p-value and the frame agree.
+        assert ood == (row["p_value:neglabel"] <= 0.05 + 1e-9)
+        remarks.add(remark)
+    assert remarks == {"wrong verdict", "wrong label", ""}
+
+
+def test_verdicts_of_runs_with_few_or_many_sets(tmp_path):
+    assert verdicts(tmp_path, *fake_run(calibrated=False)) == ([], [])
+    results, table = fake_run()
+    without_id = table.filter([role != "id" for role in table["role"].to_pylist()])
+    assert verdicts(tmp_path, results, without_id) == ([], [])
+    for sets, counts in (
+        ({"id": ("id", 60)}, {"id": 12}),
+        ({"id": ("id", 5), "a": ("near", 3), "b": ("far", 30)}, {"id": 5, "a": 3, "b": 6}),
+    ):
+        _, read = verdicts(tmp_path, *fake_run(sets=sets))
+        assert {name: [each for each, _ in read].count(name) for name in sets} == counts
+    many = {"id": ("id", 60), **{f"set {number}": ("far", 2) for number in range(15)}}
+    _, read = verdicts(tmp_path, *fake_run(sets=many, scores=["mcm"]))
+    assert len(read) == 24 and len({name for name, _ in read}) == 13
+
+
+def test_verdicts_survive_images_that_cannot_be_read_and_letters_the_font_lacks(tmp_path):
+    results, table = fake_run(labels=(HOSTILE, "犬", "_c", "d" * 90))
+
+    def read_image(name, row):
+        raise OSError("gone")
+
+    (picture,) = draw_verdicts(tmp_path, results, SampleTable(table), read_image)
+    with Image.open(picture.path) as image:
+        assert image.width == 1040

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from fake_runs import HOSTILE, fake_run
-from hf_oodclip.evaluation import curves, pictures
+from hf_oodclip.evaluation import curves, drawing, pictures
+from hf_oodclip.evaluation.drawing import plain
 from hf_oodclip.evaluation.pictures import draw_pictures, threshold_of
 from hf_oodclip.evaluation.sample_table import SampleTable
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -187,6 +192,42 @@ def test_files_can_be_opened_and_nothing_warns(tmp_path, options):
         with Image.open(picture.path) as image:
             assert image.width == 1040
             assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 20
+
+
+def test_no_text_lies_on_other_text(tmp_path, figures):
+    scores = ("mcm", "msp", "max_logit", "energy", "entropy", "gen", "neglabel", "delta_energy")
+    results, table = fake_run(scores=(*scores, "delta_energy(temperature=1.0)"))
+    # MCM of twenty labels lies between -0.065 and -0.05: long numbers at its axis.
+    values = pc.subtract(pc.multiply(table["score:mcm"], 0.002), 0.055)
+    table = table.set_column(table.column_names.index("score:mcm"), "score:mcm", values)
+    results["calibration"][0]["threshold"] = -0.052
+    draw_pictures(tmp_path, results, SampleTable(table))
+    for stem, figure in figures.items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for axis in figure.axes:
+            legends = [axis.get_legend()] if axis.get_legend() else []
+            groups = [axis.get_yticklabels(), *([] if stem == "heat_map" else [axis.get_xticklabels()])]
+            groups += [each.get_texts() for each in [*figure.legends, *legends]]
+            for texts in groups:
+                boxes = [text.get_window_extent() for text in texts if text.get_text()]
+                assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), stem
+        names = [text.get_window_extent() for each in figure.legends for text in each.get_texts()]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in names), stem
+
+
+def test_lines_of_scores_that_rank_alike_are_all_seen():
+    looks = [drawing.line(place) for place in range(28)]
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
+    for one, other in pairwise(looks):
+        assert one["linestyle"] != other["linestyle"] and one["color"] != other["color"]
+    # A line without gaps has those with gaps above it.
+    solid = {look["zorder"] for look in looks if look["linestyle"] == "-"}
+    assert max(solid) < min(look["zorder"] for look in looks if look["linestyle"] != "-")
+
+
+def test_names_of_scores_with_an_option_are_shown_whole():
+    assert plain("delta_energy(temperature=1.0)") == "delta_energy(temperature=1.0)"
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def test_page_stands_alone(written):
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     assert [file.stem for file in files] == [
         "fpr_zoom", "gallery_accepted_ood", "gallery_rejected_id", "gallery_wrong_label", "heat_map", "histogram_00",
-        "histogram_01", "histogram_02", "pr_in", "pr_out", "reliability", "roc", "selective_risk",
+        "histogram_01", "histogram_02", "pr_in", "pr_out", "reliability", "roc", "selective_risk", "verdicts",
     ]  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_small_runs_have_a_report_without_a_word_of_nan(tmp_path, options):
 def test_without_images_the_mistakes_are_listed(tmp_path):
     results, samples = fake_run()
     write_report(tmp_path, results, samples)
-    assert not list((tmp_path / "pictures").glob("gallery_*"))
+    assert not list((tmp_path / "pictures").glob("gallery_*")) + list((tmp_path / "pictures").glob("verdicts*"))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     first = min(
         (row for row in samples.to_pylist() if row["role"] in ("near", "far")), key=lambda row: row["score:neglabel"]
