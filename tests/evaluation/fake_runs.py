@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from hf_oodclip.evaluation.run_folder import write_run as write_as_the_runner
 
 from hf_oodclip import Calibration
 from hf_oodclip.metrics import accuracy, detection_metrics
@@ -175,9 +174,7 @@ def _results(table, values, present, sets, scores, labels, calibration, negative
     }
 
 
-def write_run(folder: Path, results: Mapping[str, Any], samples: pa.Table) -> Path:
+def write_run(folder: Path, results: dict[str, Any], samples: pa.Table) -> Path:
     """The part of a run folder that the runner writes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    pq.write_table(samples, folder / "samples.parquet")
+    write_as_the_runner(folder, results, samples)
     return folder
