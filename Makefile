@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo train test test-all test-oldest lint format clean
+.PHONY: demo train examples test test-all test-oldest lint format clean
 
 demo: .venv/eval.installed
 	$(BIN)/oodclip demo --output demo-output
@@ -12,6 +12,11 @@ demo: .venv/eval.installed
 train: .venv/train.installed
 	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		training/train.py --recipe krnft-pocket --output-dir krnft-adapter --overwrite
+
+# The model cards in model_cards/examples, from real runs on the embedded images.
+examples: .venv/dev.installed
+	rm -rf card-examples
+	$(BIN)/python -m hf_oodclip.model_cards.make_examples card-examples --copy-to model_cards/examples
 
 # One process a core; a file's tests stay together, for they share what they load.
 test: lint
@@ -50,4 +55,4 @@ format: .venv/dev.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest demo-output krnft-adapter build dist *.egg-info
+	rm -rf .venv .venv-oldest demo-output krnft-adapter card-examples build dist *.egg-info
