@@ -151,8 +151,8 @@ def test_each_adapter_has_a_run_of_its_own(own, checkpoint, tmp_path):
         (["--benchmark", "pocket", "--scores", ","], "at least one score"),
         (["--benchmark", "pocket", "--id-filter", "right"], "ID filter"),
         (["--benchmark", "pocket", "--target-tpr", "95"], "between 0 and 1"),
-        (["--benchmark", "pocket", "--model", "/nowhere"], "/nowhere cannot be loaded"),
-        (["--benchmark", "pocket", "--adapter", "/nowhere"], "/nowhere or its base cannot be loaded"),
+        (["--benchmark", "pocket", "--model", "/nowhere"], "/nowhere is neither a folder here nor a name"),
+        (["--benchmark", "pocket", "--adapter", "/nowhere"], "/nowhere is neither a folder here nor a name"),
         (["--benchmark", "pocket", "--adapter", "a/best", "--adapter", "b/best"], "called 'best'"),
         (["--benchmark", "pocket", "--output-dir", PROGRAM], "cannot be made"),
     ],
@@ -195,7 +195,7 @@ def test_two_processes_find_what_one_finds(shards, tmp_path):
 def test_two_processes_fail_together(tmp_path):
     arguments = ["--benchmark", "cifar10", "--root", tmp_path, "--output-dir", tmp_path / "run"]
     done = run(*arguments, launcher=two_processes())
-    assert done.returncode != 0 and "Error: The images of set" in done.stderr
+    assert done.returncode != 0 and done.stderr.count("Error: The images of set") == 1
 
 
 @pytest.mark.slow
