@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_oodclip.training.data_sources import source_and_split
+
 from hf_oodclip.errors import unknown_name
 from hf_oodclip.scores import list_scores
 from hf_oodclip.templates import resolve_templates
@@ -214,7 +216,7 @@ def benchmark_from_sources(
         >>> [(each.name, each.role) for each in benchmark.sets]
         [('embedded#test', 'id'), ('embedded:far_digits', 'far'), ('embedded:far_textures', 'far')]
     """
-    labels = None if str(labels_from) == "id" else read_class_file(Path(labels_from).expanduser())
+    labels = None if str(labels_from) == "id" else read_class_file(Path(labels_from))
     wanted = [
         ("id", id_source),
         *(("far", each) for each in ood_sources),
@@ -232,14 +234,19 @@ def benchmark_from_sources(
 def _spec_of(role: str, source: str, limit: int | None, labels: ClassList | None) -> SetSpec:
     if not isinstance(source, str) or not source.strip():
         raise BenchmarkError(f"A source of images must be a non-empty string, got {source!r:.200}.")
-    path, _, split = (source, "", "") if Path(source).exists() else source.partition("#")
-    local = path.partition(":")[0] == "embedded" or Path(path).expanduser().exists() or "*" in path
+    path, split = source_and_split(source)
+    embedded = path.partition(":")[0] == "embedded"
+    try:
+        local = not embedded and ("*" in path or Path(path).expanduser().exists())
+        place = str(Path(path).expanduser().absolute()) if local else path
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BenchmarkError(f"A source of images cannot be {source!r:.200}: {error!s:.100}.") from error
     return SetSpec(
         f"{source}/" if source in MEANS else source,
         role,
-        path if local and path.startswith("embedded") else str(Path(path).expanduser().absolute()) if local else path,
-        split=split or None,
-        revision=None if local else "main",
+        place,
+        split=split,
+        revision=None if local or embedded else "main",
         limit=limit,
         label_ids=list(labels.ids) if labels else None,
     )

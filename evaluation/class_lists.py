@@ -58,8 +58,8 @@ def read_class_file(path: Path) -> ClassList:
         BenchmarkError: The file cannot be read, has no classes, or a class stands in it twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError, RuntimeError) as error:
         raise BenchmarkError(f"The class list {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:

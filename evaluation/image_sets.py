@@ -11,8 +11,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from hf_oodclip.training.data import ImageSet, _with_labels, dataset_of, load_image_set
-from hf_oodclip.training.data_columns import find_columns
+from hf_oodclip.training.data import ImageSet, dataset_of, load_image_set, with_labels
+from hf_oodclip.training.data_columns import describe_columns, find_columns
 from hf_oodclip.training.data_sources import open_source
 from transformers.utils import logging
 
@@ -69,7 +69,7 @@ def open_set(spec: SetSpec, labels: Sequence[str] | None, root: str | Path | Non
     if not is_id or targets is None:
         return ImageSet(images, None, title)
     names = list(labels if labels is not None else ids or ())
-    return ImageSet(_with_labels(images, targets.tolist()), names, title)
+    return ImageSet(with_labels(images, targets.tolist()), names, title)
 
 
 def class_slice(text: str, where: str) -> slice:
@@ -111,8 +111,6 @@ def _open(spec: SetSpec, part: str | None, ids: list[str] | None, labelled: bool
         if on_hub and isinstance(error.__cause__, FileNotFoundError | ConnectionError):
             raise _missing(spec, f"the dataset {source!r} cannot be had from the Hub now: {error}", None) from error
         raise
-    if labelled and opened.labels is None:
-        raise DataError(f"Set {spec.name!r} has no labels, and needs them. Name their column: label_column.")
     names, found = opened.label_names, None if opened.labels is None else np.asarray(opened.labels)
     if labelled and names is not None and spec.label_names is not None:
         names = _renamed(names, spec.label_names, f"Set {spec.name!r}")
@@ -140,19 +138,34 @@ def _matches(path: Path) -> bool:
         raise DataError(f"{str(path)!r:.200} cannot be looked into: {error!s:.100}.") from error
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
+
+
 def _bare_numbers(spec: SetSpec, source: str, options: dict[str, str | None]) -> bool:
+    """Return whether labels are numbers whose names the data do not tell."""
     title = f"Set {spec.name!r}"
-    _, feature = find_columns(open_source(source, **options), spec.image_column, spec.label_column, title)
-    return isinstance(feature, datasets.Value) and not feature.dtype.endswith("string")
+    dataset = open_source(source, **options)
+    _, feature = find_columns(dataset, spec.image_column, spec.label_column, title)
+    if feature is None:
+        raise DataError(
+            f"{title} has no labels, and needs them. Its columns: {describe_columns(dataset.features)}. Name that of "
+            "the class names or whole numbers, label_column; or sort the images into class folders, at least two and "
+            "all equally deep."
+        )
+    return isinstance(feature, datasets.Value) and "string" not in feature.dtype
 
 
 def _open_list(spec: SetSpec, base: Path, ids: list[str] | None, labelled: bool) -> _Opened:
     list_path, folder = base / str(spec.image_list), base / (spec.image_root or "")
-    if not _matches(list_path):
-        raise _missing(spec, f"the list {list_path} does not exist", list_path)
+    if not _is_file(list_path):
+        raise _missing(spec, f"the list {list_path} does not exist or is no file", list_path)
     names, labels = _read_list(list_path)
     paths = [folder / name for name in names]
-    absent = [str(path) for path in paths if not path.is_file()]
+    absent = [str(path) for path in paths if not _is_file(path)]
     if len(absent) == len(paths):
         raise _missing(spec, f"none of the {len(paths)} images of {list_path} is there, such as {absent[0]}", folder)
     if absent:
@@ -166,6 +179,10 @@ def _open_list(spec: SetSpec, base: Path, ids: list[str] | None, labelled: bool)
     classes = spec.label_names or ids
     if classes is None:
         raise DataError(f"Set {spec.name!r}: the labels of {list_path} are numbers. Give labels or label_names.")
+    given: dict[str, int] = {}
+    for name, label in zip(names, labels, strict=True):
+        if given.setdefault(name, label) != label:
+            raise DataError(f"{list_path} gives {name!r} both the label {given[name]} and {label}. Leave one out.")
     if outside := [row for row, label in enumerate(labels) if not 0 <= label < len(classes)]:
         raise DataError(
             f"{list_path}: {len(outside)} labels are not in 0 to {len(classes) - 1}, such as {labels[outside[0]]} of "
@@ -176,7 +193,7 @@ def _open_list(spec: SetSpec, base: Path, ids: list[str] | None, labelled: bool)
 
 def _read_list(path: Path) -> tuple[list[str], list[int]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The image list {path} cannot be read as UTF-8 text: {error}.") from error
     names, labels = [], []
@@ -222,6 +239,12 @@ def _keep(piece: _Opened, wanted: list[str] | None, spec: SetSpec, title: str) -
     rows = np.flatnonzero(new >= 0)
     if len(rows) == 0:
         raise DataError(f"{title} has no image of its {len(wanted)} classes.")
+    if len(rows) < len(new) and spec.classes is None and spec.count is None:
+        other = [name for name, target in zip(piece.names, targets, strict=True) if target < 0]
+        logger.warning(
+            f"{title}: {len(new) - len(rows)} of {len(new)} images are left out, of {len(other)} classes that are no "
+            f"labels, such as {other[:3]}."
+        )
     images = piece.images if len(rows) == len(new) else piece.images.select(rows)
     return _Opened(images, new[rows], wanted)
 

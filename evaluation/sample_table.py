@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ import pyarrow.parquet as pq
 
 from hf_oodclip.errors import RunError, unknown_name
 
+from .run_checks import check_results, check_samples
+
 __all__ = ["FORMAT", "MEANS", "SampleTable", "check_numbers", "detection_columns", "read_run"]
 
 FORMAT = "hf_oodclip evaluation 1"
 OOD_ROLES = ("near", "far")
 MEANS = {"mean of near": ("near",), "mean of far": ("far",), "mean of all": ("near", "far")}
-_COLUMNS = ("set", "role", "row", "file", "label", "prediction", "confidence", "nearest_negative")
 _SCORE, _P_VALUE = "score:", "p_value:"
 
 
@@ -31,7 +33,7 @@ class SampleTable:
         id_filter, full_spectrum: Which images the run counts as ID when it detects, as in its results.
 
     Raises:
-        RunError: A column is missing, an image is there twice, or a score is not a finite number.
+        RunError: A column is missing or malformed, an image is there twice, or a score is not a finite number.
 
     Example:
         >>> import pyarrow as pa
@@ -43,12 +45,7 @@ class SampleTable:
     """
 
     def __init__(self, table: pa.Table, id_filter: str = "all", full_spectrum: bool = False) -> None:
-        for name in _COLUMNS:
-            if name not in table.column_names:
-                raise RunError(
-                    f"The samples have no column {name!r}, only {', '.join(table.column_names)}: "
-                    "write them with this version's runner."
-                )
+        check_samples(table)
         self._table = table.combine_chunks()
         self._only_correct, self._known_roles = id_filter == "correct", ("id", "shifted") if full_spectrum else ("id",)
         self.scores = [name.removeprefix(_SCORE) for name in table.column_names if name.startswith(_SCORE)]
@@ -173,8 +170,10 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], pa.Table]:
     folder = Path(folder)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        with (folder / "samples.parquet").open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         table = pq.read_table(folder / "samples.parquet")
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise RunError(
             f"{folder} holds no finished run ({error}). Give the output folder of a run, with results.json and "
             "samples.parquet; a run that was stopped can be started again with the same command."
@@ -183,4 +182,9 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], pa.Table]:
     if found != FORMAT:
         raise RunError(f"{folder / 'results.json'} has format {found!r}; this version reads {FORMAT!r}.")
     check_numbers(results)
+    check_results(results)
+    checksums = results.get("checksums")
+    expected = checksums.get("samples.parquet") if isinstance(checksums, dict) else None
+    if expected is not None and digest != expected:
+        raise RunError(f"{folder / 'samples.parquet'} is not the file these results were made with: run it again.")
     return results, table

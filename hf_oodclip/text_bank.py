@@ -64,8 +64,12 @@ class TextEncoder:
         limit = encoders.context_length(self.clip)
         positions: set[int] = set()
         for template in resolve_templates(templates):
-            token_ids = self._tokenize([template.replace("{}", text) for text in texts])
-            positions.update(encoders.find_overlong(token_ids, limit))
+            prompts = [template.replace("{}", text) for text in texts]
+            # No token is shorter than a letter: most prompts are known to fit without being read.
+            room = limit - self.tokenizer.num_special_tokens_to_add()
+            unsure = [place for place, prompt in enumerate(prompts) if len(prompt) > room or not prompt.isascii()]
+            token_ids = self._tokenize([prompts[place] for place in unsure])
+            positions.update(unsure[place] for place in encoders.find_overlong(token_ids, limit))
         return positions
 
     def _tokenize(self, prompts: list[str]) -> list[list[int]]:

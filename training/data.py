@@ -19,7 +19,7 @@ from hf_oodclip.errors import DataError, unknown_name
 from .data_columns import check_labels, find_columns, known_label_names, number_labels
 from .data_sources import open_source
 
-__all__ = ["ImageSet", "load_image_set"]
+__all__ = ["ImageSet", "dataset_of", "load_image_set", "with_labels"]
 
 logger = logging.get_logger("hf_oodclip.training.data")
 
@@ -83,7 +83,7 @@ class ImageSet:
                 raise DataError(f"{self.source} has {label_names.count(name)} classes named {name!r}.")
         new_labels = {label_names.index(name): label for label, name in enumerate(names)}
         rows = [row for row, label in enumerate(labels) if label in new_labels]
-        images = _with_labels(self.images.select(rows), [new_labels[labels[row]] for row in rows])
+        images = with_labels(self.images.select(rows), [new_labels[labels[row]] for row in rows])
         return ImageSet(images, names, f"{self.source}, {len(names)} of {len(label_names)} classes")
 
 
@@ -155,7 +155,7 @@ def load_image_set(
         images = chosen.select_columns(["image"]).select(kept if kept else [])
         if raw is not None and labels is not None:
             raw, labels = [raw[row] for row in kept], [labels[row] for row in kept]
-            images = _with_labels(images, labels)
+            images = with_labels(images, labels)
     if len(images) == 0:
         raise DataError(f"{title} has no images.")
     if raw is not None and labels is not None and names is not None:
@@ -182,14 +182,20 @@ def dataset_of(images: list[dict[str, Any]], labels: list[int] | None, token: st
                     content = file.read()
             except OSError as error:
                 raise DataError(f"The image at {path!r} cannot be read: {error}.") from error
-        state = Path(path).stat() if content is None and path and Path(path).exists() else None
-        size_and_time = (state.st_size, state.st_mtime_ns) if state else None
-        key = (path, size_and_time) if content is None else len(content)
+        key = (path, _size_and_time(path)) if content is None else len(content)
         digest.update(repr(key).encode() + (content or b""))
         kept.append({"bytes": content, "path": path or None})
     dataset = datasets.Dataset.from_dict({"image": kept}, features=features)
     dataset = dataset.select(range(len(dataset)), new_fingerprint=digest.hexdigest())
-    return dataset if labels is None else _with_labels(dataset, labels)
+    return dataset if labels is None else with_labels(dataset, labels)
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # missing, or no path at all
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _first_rows(stream: Any, rows: slice | None, limit: int | None, title: str) -> Any:
@@ -202,7 +208,7 @@ def _first_rows(stream: Any, rows: slice | None, limit: int | None, title: str) 
     return stream.skip(start).take(min(counts))
 
 
-def _with_labels(images: datasets.Dataset, labels: list[int]) -> datasets.Dataset:
+def with_labels(images: datasets.Dataset, labels: list[int]) -> datasets.Dataset:
     """Return the images with a new column `label`; `add_column` would copy every image of a selection."""
     table = images.select_columns(["image"]).data
     column = np.full(table.num_rows, -1, dtype=np.int64)

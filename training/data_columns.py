@@ -10,7 +10,7 @@ import datasets
 
 from hf_oodclip.errors import DataError, unknown_name
 
-__all__ = ["check_labels", "find_columns", "known_label_names", "number_labels"]
+__all__ = ["check_labels", "describe_columns", "find_columns", "known_label_names", "number_labels"]
 
 # For columns whose type leaves it open.
 IMAGE_NAMES = re.compile(r"(image|img|picture|photo|file)s?(_?(bytes|path|name))?|jpe?g|png|webp|bytes|path")
@@ -37,7 +37,9 @@ def find_columns(dataset: Any, image_column: str | None, label_column: str | Non
     ]
     image = _choose("image", image_column, typed or named, features, title)
     if image is None:
-        raise DataError(f"{title} has no column of images. Its columns: {list(features)}. Name one: image_column=.")
+        raise DataError(
+            f"{title} has no column of images. Its columns: {describe_columns(features)}. Name one: image_column=."
+        )
     if not _may_be_image(features[image]):
         raise DataError(f"Column {image!r} of {title} cannot hold images: it is {features[image]}.")
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -57,9 +59,16 @@ def find_columns(dataset: Any, image_column: str | None, label_column: str | Non
     return dataset, None if label is None else features[label]
 
 
+def describe_columns(features: Any) -> str:
+    """Return the columns with their types, for messages."""
+    kinds = {name: getattr(each, "dtype", "struct") for name, each in features.items()}
+    return ", ".join(f"{name!r} ({kind})" for name, kind in kinds.items()) or "none"
+
+
 def _may_be_image(feature: Any) -> bool:
     if isinstance(feature, dict):
-        return {"bytes", "path"} <= set(feature)
+        kinds = [getattr(feature.get(name), "dtype", "") for name in ("bytes", "path")]
+        return all(kind.endswith(("string", "binary", "null")) for kind in kinds)
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "").endswith(("string", "binary"))
 
 
@@ -92,8 +101,8 @@ def known_label_names(feature: Any, label_names: Sequence[str] | None, title: st
         label_names = list(label_names)
     if isinstance(feature, datasets.ClassLabel):
         _check_count(feature.names, label_names, title)
-        return label_names or list(feature.names)
-    if feature.dtype.endswith("string"):
+        return label_names or [str(name) for name in feature.names]
+    if "string" in feature.dtype:
         return None
     if label_names is None:
         raise DataError(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetsError
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from hf_oodclip.assets import images_path
 from hf_oodclip.errors import DataError, OODCLIPError, unknown_name
 from hf_oodclip.images import IMAGE_SUFFIXES
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "source_and_split"]
 
 logger = logging.get_logger("hf_oodclip.training.data_sources")
 
@@ -24,6 +26,7 @@ logger = logging.get_logger("hf_oodclip.training.data_sources")
 SPLIT_FOLDERS = frozenset(
     ["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"]
 )
+LISTINGS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def open_source(
@@ -74,6 +77,8 @@ def open_source(
                 f"{source!r} is or matches {other[0]!r}, which is no parquet file. Give parquet files, a folder "
                 "of images, a folder written by save_to_disk, or a dataset id on the Hub."
             )
+        if sum(_rows_of(file) for file in files) == 0:
+            raise DataError(f"{source!r} has no images: it is a table without rows.")
         escaped = {"train": [glob.escape(str(file.resolve())) for file in files]}
         return _load(source, split, "parquet", {"data_files": escaped}, streaming)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) or source.endswith(".parquet"):
@@ -82,6 +87,21 @@ def open_source(
         )
     options = {"name": config_name, "token": token, "revision": revision}
     return _load(source, split, source, {k: v for k, v in options.items() if v is not None}, streaming)
+
+
+def source_and_split(text: str) -> tuple[str, str | None]:
+    """Return the two parts of `source#split`, the split None without it; what exists as it stands has none.
+
+    Example:
+        >>> source_and_split("embedded#test"), source_and_split("me/images")
+        (('embedded', 'test'), ('me/images', None))
+    """
+    try:
+        whole = "#" not in text or Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # can be no path
+        whole = False
+    source, _, split = (text, "", "") if whole else text.rpartition("#")
+    return source, split or None
 
 
 def _as_asked(dataset: datasets.Dataset, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
@@ -93,7 +113,8 @@ def _embedded(source: str, split: str | None) -> datasets.Dataset:
     available = [path.stem for path in Path(images_path("id")).parent.glob("*.parquet")]
     if name not in available:
         raise unknown_name("embedded image set", name, available)
-    dataset = datasets.load_dataset("parquet", data_files=glob.escape(images_path(name)), split="train")
+    # In memory: needs no cache folder that can be written.
+    dataset = datasets.Dataset(pq.read_table(images_path(name)))
     if "split" not in dataset.column_names:
         if split not in (None, "train", "all"):
             raise DataError(f"{source!r} has no splits, got split={split!r}. Leave it out.")
@@ -107,12 +128,24 @@ def _embedded(source: str, split: str | None) -> datasets.Dataset:
     return dataset.select([row for row, name in enumerate(row_splits) if split in ("all", name)])
 
 
+def _rows_of(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{str(file)!r} cannot be loaded: it is no whole parquet file ({error}).") from error
+
+
 def _saved(folder: Path, split: str | None) -> datasets.Dataset:
     try:
         loaded = datasets.load_from_disk(folder)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise DataError(f"{str(folder)!r}, written by save_to_disk, cannot be loaded: {error}") from error
+    except Exception as error:  # damaged files can make it raise anything
+        raise DataError(
+            f"{str(folder)!r}, written by save_to_disk, cannot be loaded ({type(error).__name__}: "
+            f"{str(error).strip().rstrip('.')}). It is damaged, or a split of it is empty: write it again."
+        ) from error
     if isinstance(loaded, datasets.DatasetDict):
+        if not loaded:
+            raise DataError(f"{str(folder)!r}, written by save_to_disk, has no splits: write it again.")
         return _choose_split(str(folder), loaded, split)
     if split is not None and split != str(loaded.split):
         raise DataError(f"{str(folder)!r} holds one dataset without splits, got split={split!r}. Leave it out.")
@@ -120,9 +153,22 @@ def _saved(folder: Path, split: str | None) -> datasets.Dataset:
 
 
 def _folder(source: str, folder: Path, split: str | None, streaming: bool) -> Any:
-    if not any(_is_image(name) for _, _, names in os.walk(folder, followlinks=True) for name in names):
+    try:
+        files = list(_files_below(folder))
+        subfolders = _subfolders(folder)
+    except OSError as error:
+        raise DataError(f"{source!r} cannot be looked into: {error}.") from error
+    images = [entry for entry in files if _is_image(entry.name)]
+    if not images:
         return _load(source, split, str(folder), {}, streaming)
-    folders = [entry.name for entry in _subfolders(folder)]
+    if odd := [entry.path for entry in images if re.search("[\ud800-\udfff]|::", entry.path)]:
+        raise DataError(f"{odd[0]!r} has a name that Datasets cannot open (no UTF-8 text, or with '::'): rename it.")
+    if absent := [entry.path for entry in images if not _holds(entry.is_file)]:
+        logger.warning(
+            f"{source!r}: {len(absent)} of {len(images)} images are left out, for they are links to nothing or no "
+            f"files: {absent[:3]}."
+        )
+    folders = [entry.name for entry in subfolders]
     splits = folders and all(name.lower() in SPLIT_FOLDERS for name in folders)
     if splits and not any(_is_image(path.name) for path in folder.iterdir()):
         patterns = {name: _files_in(folder, f"{name}/") for name in sorted(folders)}
@@ -134,11 +180,37 @@ def _folder(source: str, folder: Path, split: str | None, streaming: bool) -> An
         drop_labels = None
     options = {"data_dir": glob.escape(str(folder.resolve())), "data_files": patterns, "drop_labels": drop_labels}
     dataset = _load(source, split, "imagefolder", options, streaming)
+    if listings := [entry.path for entry in files if entry.name in LISTINGS]:
+        logger.warning(f"{source!r}: of the images beside and below {listings[0]} only those that it lists are used.")
     if list(dataset.features) == ["image"] and folders and not drop_labels:
         logger.warning(
             f"No labels in {source!r}: they are read only if there are at least two class folders, all equally deep."
         )
     return dataset
+
+
+def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield all that is no folder, also below linked folders, but below none twice."""
+    seen, waiting = set(), [str(folder)]
+    while waiting:
+        here = waiting.pop()
+        if (real := os.path.realpath(here)) in seen:
+            continue
+        seen.add(real)
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if _holds(entry.is_dir):
+                    waiting.append(entry.path)
+                else:
+                    yield entry
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """Return what an entry says of itself; of a link that leads to itself nothing is true."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _is_image(name: str) -> bool:
@@ -147,7 +219,8 @@ def _is_image(name: str) -> bool:
 
 def _subfolders(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name)
+        found = (entry for entry in entries if _holds(entry.is_dir) and not entry.name.startswith("."))
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def _files_in(folder: Path, below: str) -> list[str]:
@@ -171,8 +244,8 @@ def _load(source: str, split: str | None, path: str, options: dict[str, Any], st
             return _choose_split(source, load(), split)
     except OODCLIPError:
         raise
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = f"{error.__cause__ or error}".strip().rstrip(".")
+    except Exception as error:  # of a damaged or odd source Datasets can raise anything
+        reason = f"{error.__cause__ or error}".strip().rstrip(".!")
         where = "" if path != source or Path(source).exists() else " It is no local file or folder either."
         raise DataError(f"{source!r} cannot be loaded ({type(error).__name__}): {reason}.{where}") from error
 

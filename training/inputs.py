@@ -16,7 +16,7 @@ from hf_oodclip.feature_store import FeatureStore, embed_images
 from .augmentation import Cropper
 from .crops import crop_features, view_features
 from .data import ImageSet, load_image_set
-from .data_sources import open_source
+from .data_sources import open_source, source_and_split
 from .few_shot import few_shot, few_shot_from_stream
 from .recipe import Recipe
 from .step import Batch
@@ -186,7 +186,8 @@ class HeldOut:
         for source in recipe.ood_datasets:
             if source in sets:
                 raise DataError(f"There are two evaluation sets called {source!r}: name this one otherwise, as ./id.")
-            sets[source] = _limited(load_image_set(source, label_column=""), recipe.eval_limit)
+            place, split = source_and_split(source)
+            sets[source] = _limited(load_image_set(place, split=split, label_column=""), recipe.eval_limit)
         if recipe.best_metric and ("id" not in sets or (recipe.best_metric != "id_accuracy" and len(sets) == 1)):
             raise RecipeError(
                 f"best_metric {recipe.best_metric!r} cannot be measured: id_accuracy needs eval_dataset (and images "

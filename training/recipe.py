@@ -121,7 +121,7 @@ class Recipe:
 
     eval_dataset: str | None = _option("rest", "Held-out ID images: `rest` (those not trained on), a source, or None.")
     eval_split: str | None = _option(None, "Its split.")
-    ood_datasets: list[str] = _option([], "OOD images for the evaluation.")
+    ood_datasets: list[str] = _option([], "OOD images for the evaluation; source#split names a split.")
     eval_scores: list[str] | None = _option(None, "Scores to evaluate; None takes the one saved.")
     eval_every: int = _option(0, "Evaluate every so many epochs; 0: before and after only.")
     eval_limit: int = _option(2000, "At most so many images of each evaluation set.")

@@ -17,7 +17,7 @@ def mine(
     model: options.Model = "pocket",
     labels: options.Labels = None,
     labels_file: options.LabelsFile = None,
-    method: Annotated[str, typer.Option("--method", help="neglabel or krnft.")] = "neglabel",
+    method: Annotated[str, typer.Option("--method", help="neglabel, krnft or csp.")] = "neglabel",
     words: Annotated[
         Path | None, typer.Option("--words", help="Your own words, one a line, instead of WordNet.")
     ] = None,

@@ -38,7 +38,9 @@ TemplatesOption = Annotated[
 ]
 NegativesOption = Annotated[
     str | None,
-    typer.Option("--negatives", "-n", help="'neglabel' or 'krnft' (mined from WordNet), or a file of `oodclip mine`."),
+    typer.Option(
+        "--negatives", "-n", help="'neglabel', 'krnft' or 'csp' (mined from WordNet), or a file of `oodclip mine`."
+    ),
 ]
 ScoreName = Annotated[
     str | None, typer.Option("--score", "-s", help="OOD score; default neglabel with negatives, else mcm.")

@@ -69,6 +69,9 @@ def test_counts_and_numbers_of_labels_are_those_of_the_literature():
     ):
         assert described(f"imagenet-styles-{variant}") == (1000, {f"ImageNet-{name}": count, **FOUR})
     assert described("hard-pairs-imagenet10")[1] == {"imagenet10": 500, "imagenet20": 1000, "imagenet100": 5000}
+    domains = ("art", "cartoon", "photo", "sketch")
+    held_out = [described(f"setup2-pacs-{domain}")[1]["held-out domain"] for domain in domains]
+    assert held_out == [2048, 2344, 1670, 3929] and sum(held_out) == 9991
     labels, sets = described("setup1-imagenet46")
     assert (labels, sets["calibration"], sets["ImageNet-600"], sets["ImageNet-V2"]) == (400, 1600, 30000, 4000)
     assert sets["ImageNet-400"] == 400 * 50 - 1600

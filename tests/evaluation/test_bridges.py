@@ -1,4 +1,4 @@
-"""Our scores as pytorch-ood detectors, against the model's own answers; a stand-in takes the library's place."""
+"""Our scores as pytorch-ood detectors, against the model's own answers; where it is not installed, on a stand-in."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from abc import ABC, abstractmethod
 import pytest
 import torch
 from hf_oodclip.evaluation.bridges import to_pytorch_ood
+from torch.utils.data import DataLoader, TensorDataset
 
 from hf_oodclip import get_score
 from hf_oodclip.errors import RunError, ScoreInputError, UnknownNameError
+from hf_oodclip.metrics import detection_metrics
 
 
 class _Detector(ABC):
@@ -95,3 +97,47 @@ def test_bad_requests(shared_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_ood.api", None)
     with pytest.raises(RunError, match="pip install pytorch-ood"):
         to_pytorch_ood("mcm", shared_model)
+
+
+@pytest.mark.parametrize("name", ["mcm", "neglabel", "knn", "mahalanobis", "gl_mcm"])
+def test_inside_a_benchmark_of_the_library_itself(make_model, real_images, name):
+    base = pytest.importorskip("pytorch_ood.benchmark.base", exc_type=ImportError)
+    model = make_model()
+    pixels = {
+        kind: model.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        for kind, images in real_images.items()
+    }
+    known, unknown = pixels["id"], torch.cat([pixels["near"], pixels["far"]])
+    labels = torch.arange(len(known)) % 4
+    ood_labels = torch.full((len(unknown),), -1)
+
+    class Small(base.Benchmark):
+        ood_names = ("both",)
+
+        @property
+        def train_set(self):
+            return TensorDataset(known[:16], labels[:16])
+
+        def test_sets(self, known=True, unknown=True):
+            return [TensorDataset(images, numbers)]
+
+    images, numbers = torch.cat([known, unknown]), torch.cat([labels, ood_labels])
+    detector = to_pytorch_ood(name, model)
+    if detector.requires_fit:
+        detector.fit(DataLoader(Small().train_set, batch_size=5))
+        scores = model.fit_score(known[:16], labels[:16], name)
+        ours = scores(model.score_inputs(images, score=scores))
+    else:
+        ours = model.ood_scores(images, [name])[name]
+    report = Small().evaluate(detector, loader_kwargs={"batch_size": 7})
+    theirs = report[0] if isinstance(report, list) else report
+    # Their AUPR is the trapezoidal one of OpenOOD.
+    expected = detection_metrics(ours[: len(known)], ours[len(known) :], convention="openood")
+    keys = {
+        "AUROC": "auroc",
+        "AUPR-IN": "aupr_in_openood",
+        "AUPR-OUT": "aupr_out_openood",
+        "FPR95TPR": "fpr95_openood",
+    }
+    found = {key: theirs[key] for key in keys}
+    assert found == pytest.approx({key: expected[metric] for key, metric in keys.items()}, abs=1e-9)

@@ -229,7 +229,7 @@ def test_malformed_data(tmp_path, jpegs):
     saved(tmp_path, jpegs[:2], ["a", "c"], datasets.Value("string"))
     refused("no class 'b'", source="rows.parquet")
     saved(tmp_path, [], [], datasets.Value("int64"))
-    refused("no data", source="rows.parquet")
+    refused("a table without rows", source="rows.parquet")
     refused("cannot be looked into", source="x" * 5000)
 
 
@@ -267,10 +267,17 @@ def test_own_benchmark_in_one_call(tmp_path, jpegs, monkeypatch):
         ("them/theirs", None, "main", "far"),
         ("me/more", None, "main", "shifted"),
     ]
+    assert benchmark_from_sources("far#1#train", ["own"]).id_set.split == "train"
     for arguments, match in (
         (("own", []), "nothing to compare the ID set with"),
         (("own", ["far#1", "far#1"]), "several sets named 'far#1'"),
         (("", ["far"]), "non-empty string"),
+        ((3, ["far"]), "non-empty string"),
+        (("x" * 5000, ["far"]), "cannot be 'xxx.*too long"),
+        (("~no such user/own", ["far"]), "cannot be '~no such user/own'"),
+        (("own", ["far"], "x" * 5000), "cannot be read"),
+        (("own", ["far"], "a\0b"), "cannot be read"),
+        (("own", ["far"], "~no such user/names.txt"), "cannot be read"),
         (("own", ["far"], "no such file.txt"), "cannot be read"),
     ):
         with pytest.raises(BenchmarkError, match=match):

@@ -36,3 +36,14 @@ def id_images() -> tuple[ScoreInputs, Tensor]:
 def new_images() -> ScoreInputs:
     """Return 5 images to judge."""
     return inputs_of(waves(5, DIM, 0.53) + 1)
+
+
+def edge_cosines() -> dict[str, Tensor]:
+    """Return cosines with ties, of a single image with two labels, and without any difference, `[B, N]`."""
+    return {
+        "tied": torch.tensor(
+            [[0.3, 0.3, -0.2], [0.3, 0.1, 0.1], [1.0, 0.0, 0.0], [0.2, 0.2, 0.2]], dtype=torch.float64
+        ),
+        "tiny": torch.tensor([[0.25, 0.125]], dtype=torch.float64),
+        "degenerate": torch.zeros(2, 5, dtype=torch.float64),
+    }

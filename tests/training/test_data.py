@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from hf_oodclip.training.data import ImageSet, load_image_set
-from hf_oodclip.training.data_sources import open_source
+from hf_oodclip.training.data_sources import open_source, source_and_split
 
 from hf_oodclip.errors import DataError, UnknownNameError
 
@@ -250,7 +250,7 @@ def test_columns_are_found_or_asked_for(rows, dataset, folder, tmp_path, streami
         load(dataset, image_column="size")
     with pytest.raises(DataError, match="both images and labels"):
         load(datasets.Dataset.from_dict({"path": [path]}), image_column="path", label_column="path")
-    with pytest.raises(DataError, match=r"no column of images.*'label', 'size'"):
+    with pytest.raises(DataError, match=r"no column of images.*'label' \(int64\), 'size' \(int64\)"):
         load(dataset.remove_columns("image"))
     renamed = dataset.rename_columns({"image": "photo", "label": "kind"})
     assert contents(load(renamed)) == rows
@@ -324,7 +324,7 @@ def test_sources_that_do_not_exist_or_cannot_be_read(tmp_path, monkeypatch):
         "empty": "cannot be loaded",
         "bad.parquet": "cannot be loaded",
         "table.csv": "no parquet file",
-        "no_rows.parquet": "no data",
+        "no_rows.parquet": "a table without rows",
         "half": "cannot be loaded",
     }.items():
         with pytest.raises(DataError, match=message):
@@ -381,7 +381,7 @@ def test_fingerprints_agree_between_processes_and_follow_the_files(folder, datas
 import datasets, sys
 datasets.disable_progress_bars()
 from hf_oodclip.training.data import load_image_set
-from hf_oodclip.training.data_sources import open_source
+from hf_oodclip.training.data_sources import open_source, source_and_split
 from hf_oodclip.training.few_shot import few_shot, few_shot_from_stream
 for source in {[str(tmp_path / name) for name in ("rows.parquet", "saved", "images")]} + ["embedded"]:
     split = "calibration" if source == "embedded" else None
@@ -426,3 +426,13 @@ def test_opened_streams_can_be_read_again(folder):
     stream = open_source(str(folder), streaming=True)
     labels = [row["label"] for row in stream]
     assert labels == [row["label"] for row in stream] == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 6
+
+
+def test_a_source_can_name_its_split(folder, tmp_path):
+    (tmp_path / "a#b").mkdir()
+    assert source_and_split(str(tmp_path / "a#b")) == (str(tmp_path / "a#b"), None)
+    assert source_and_split(str(tmp_path / "a#b#test")) == (str(tmp_path / "a#b"), "test")
+    assert source_and_split(f"{folder}#") == (str(folder), None)
+    assert source_and_split("embedded:far_digits#all") == ("embedded:far_digits", "all")
+    assert source_and_split("me/images#train[:10%]") == ("me/images", "train[:10%]")
+    assert source_and_split("x" * 5000 + "#test") == ("x" * 5000, "test")

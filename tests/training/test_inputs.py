@@ -116,6 +116,14 @@ def test_hub_options_reach_the_dataset(monkeypatch, tiny_clip, tmp_path):
     assert (options["config_name"], options["revision"], options["split"]) == ("small", "abc", "dev")
 
 
+def test_ood_sets_can_name_their_split(tiny_clip, tmp_path):
+    recipe = small_recipe(
+        "ssf", tiny_clip, tmp_path, ood_datasets=["embedded#test", "embedded#calibration"], eval_limit=1000
+    )
+    held_out = HeldOut.of(recipe, choose_shots(recipe))
+    assert len(held_out.sets["embedded#test"]) == 480 and len(held_out.sets["embedded#calibration"]) == 320
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -125,6 +133,7 @@ def test_hub_options_reach_the_dataset(monkeypatch, tiny_clip, tmp_path):
         ({"best_metric": "id_accuracy", "eval_every": 1, "eval_dataset": None}, "cannot be measured"),
         ({"ood_datasets": [OOD, OOD]}, "two evaluation sets called"),
         ({"ood_datasets": ["embedded:far_digit"]}, "Did you mean 'far_digits'"),
+        ({"ood_datasets": ["embedded#tets"]}, "Did you mean 'test'"),
         ({"eval_dataset": "embedded", "eval_split": "tets"}, "Did you mean 'test'"),
         ({"num_negatives": 5}, "num_negatives says how many to mine"),
         ({"inputs": "views"}, "needs negative crops"),
