@@ -27,8 +27,8 @@ from rich.table import Table
 from transformers.utils import logging
 
 # Imported as the package does it, since this file is also started by its path.
+from hf_oodclip.detection_curves import evaluate_curves, rank_scores, score_curves
 from hf_oodclip.errors import OODCLIPError, RunError, unknown_name
-from hf_oodclip.metrics import _curves, _evaluate, _rank
 
 __all__ = ["Difference", "compare_runs", "main"]
 
@@ -137,16 +137,16 @@ class _PairedBootstrap:
         resampled: dict[str, dict[str, np.ndarray]] = {}
         for name in ood_sets:
             sides = [
-                _rank(run.of(id_set, f"score:{key}"), run.of(name, f"score:{key}"))
+                rank_scores(run.of(id_set, f"score:{key}"), run.of(name, f"score:{key}"))
                 for run, key in zip(self.runs, scores, strict=True)
             ]
-            points = [_evaluate(_curves(*each), None) for each in sides]
+            points = [evaluate_curves(score_curves(*each), None) for each in sides]
             figures[name] = {metric: np.concatenate([each[metric] for each in points]) for metric in points[0]}
             parts = []
             rows = max(1, _CHUNK // (self.runs[0].count(id_set) + self.runs[0].count(name)))
             for known, unknown in zip(self._draws(id_set, rows), self._draws(name, rows), strict=True):
                 one, other = (
-                    _evaluate(_curves([side[0][0, known], side[1][0, unknown]], distinct), None)
+                    evaluate_curves(score_curves([side[0][0, known], side[1][0, unknown]], distinct), None)
                     for side, distinct in sides
                 )
                 parts.append({metric: other[metric] - one[metric] for metric in one})

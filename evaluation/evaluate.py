@@ -42,7 +42,7 @@ def main(
         str, typer.Option(help="Folder or Hub id of a checkpoint; `pocket` by default, or what an adapter names.")
     ] = "",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter folder or id; repeated, each gets a run of its own.")
+        list[str] | None, typer.Option(help="Adapter folder or id, `a+b` for both at once; repeated, each gets a run.")
     ] = None,
     id_source: Annotated[str, typer.Option("--id", help="ID images, instead of a benchmark.")] = "",
     ood: Annotated[list[str] | None, typer.Option(help="OOD images; repeated.")] = None,
@@ -108,7 +108,9 @@ def main(
                 console.print(f"Wrote {folder / 'report.html'}, tables, pictures, samples.parquet and results.json.")
             accelerator.wait_for_everyone()
     except OODCLIPError as error:
-        print(f"Error: {one_line(error)}", file=sys.stderr)
+        # All processes end with the same error.
+        if accelerator.is_main_process:
+            print(f"Error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 
@@ -117,7 +119,8 @@ def _folders(output_dir: Path, adapters: list[str], overwrite: bool) -> list[tup
     if len(adapters) < 2:
         planned: list[tuple[str | None, Path]] = [(adapters[0] if adapters else None, output_dir)]
     else:
-        planned = [(source, output_dir / Path(source).absolute().name) for source in adapters]
+        names = ["+".join(Path(part).absolute().name for part in _together(source)) for source in adapters]
+        planned = [(source, output_dir / name) for source, name in zip(adapters, names, strict=True)]
     folders = [folder for _, folder in planned]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -131,14 +134,28 @@ def _folders(output_dir: Path, adapters: list[str], overwrite: bool) -> list[tup
     return planned
 
 
+def _together(adapter: str) -> list[str]:
+    """Return the adapters of `a+b`; a folder with a plus sign in its name is one."""
+    parts = [adapter] if "+" not in adapter or Path(adapter).exists() else adapter.split("+")
+    if not all(parts):
+        raise RunError(f"{adapter!r} lacks an adapter beside its plus sign: give one, or two as in a+b.")
+    return parts
+
+
 def _load(
     model: str, adapter: str | None, labels: list[str], negatives: str, templates: str, chosen: Benchmark
 ) -> Any:
     base = pocket_path() if model in ("", "pocket") else model
     try:
-        loaded: Any = OODCLIPForImageClassification.from_pretrained(adapter if adapter and not model else base)
-        if adapter and model:
-            loaded.load_adapter(adapter)
+        first, *others = _together(adapter) if adapter else [""]
+        loaded: Any = OODCLIPForImageClassification.from_pretrained(first if first and not model else base)
+        if first and model:
+            loaded.load_adapter(first)
+        for number, other in enumerate(others, start=2):
+            # Labels, negatives and score are those of the first.
+            loaded.load_adapter(other, f"adapter_{number}")
+        if others:
+            loaded.set_adapter(list(loaded.peft_config))
     except OSError as error:
         what = f"{adapter} or its base" if adapter else base
         raise RunError(f"{what} cannot be loaded: {one_line(error)} Give a folder or Hub id.") from error

@@ -152,7 +152,12 @@ def fit_calibrations(
     if source is None:
         return {}, ""
     try:
-        fitted = {key: Calibration.fit(torch.from_numpy(source.scores[key]), key, settings.target_tpr) for key in keys}
+        fitted = {
+            key: Calibration.fit(
+                torch.from_numpy(source.scores[key]), key, settings.target_tpr, warn_if_few=key == keys[0]
+            )
+            for key in keys
+        }
     except CalibrationError as error:
         return {}, str(error)
     return fitted, ""

@@ -24,18 +24,18 @@ def sample_table(
     each: ScoredSet, keys: list[str], calibrations: Mapping[str, Calibration], negatives: list[str] | None
 ) -> pa.Table:
     count = len(each.rows)
-    nearest = [None] * count
+    nearest = pa.nulls(count, pa.string())
     if each.nearest_negative is not None and negatives is not None:
-        nearest = [negatives[index] for index in each.nearest_negative]
+        nearest = pa.array(negatives, pa.string()).take(pa.array(each.nearest_negative))
     columns: dict[str, Any] = {
-        "set": pa.array([each.spec.name] * count),
-        "role": pa.array([each.spec.role] * count),
+        "set": pa.repeat(each.spec.name, count),
+        "role": pa.repeat(each.spec.role, count),
         "row": pa.array(each.rows.numpy()),
-        "file": pa.array(_files(each), pa.string()),
+        "file": _files(each),
         "label": pa.array(each.labels.astype(np.int64)),
         "prediction": pa.array(each.predictions.astype(np.int64)),
         "confidence": pa.array(each.confidence.astype(np.float32)),
-        "nearest_negative": pa.array(nearest, pa.string()),
+        "nearest_negative": nearest,
     }
     for key in keys:
         columns[f"score:{key}"] = pa.array(each.scores[key].astype(np.float32))
@@ -45,9 +45,10 @@ def sample_table(
     return pa.table(columns)
 
 
-def _files(each: ScoredSet) -> list[str | None]:
-    cells = each.images.images.select(each.rows.tolist())["image"]
-    return [None if not isinstance(cell, dict) else cell.get("path") for cell in cells]
+def _files(each: ScoredSet) -> pa.ChunkedArray:
+    # The column of paths by itself, or every image would be read to get them.
+    column = each.images.images.flatten().with_format("arrow")["image.path"]
+    return column[:].take(pa.array(each.rows.numpy()))
 
 
 def write_run(folder: Path, results: dict[str, Any], samples: pa.Table) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from torch import Tensor
 
 from hf_oodclip import Score, get_score
 from hf_oodclip.dataset_images import image_reader
+from hf_oodclip.encoders import vision_tower_fingerprint
 from hf_oodclip.errors import DataError, OODCLIPError, RunError
-from hf_oodclip.feature_store import FeatureStore
+from hf_oodclip.feature_store import FeatureRows, FeatureStore
 from hf_oodclip.scores import list_scores
 
 from .benchmark import Benchmark, MissingSet, SetSpec, open_set
 from .environment import describe_environment
+from .fingerprint import describe_fingerprint
 from .measures import (
     ScoredSet,
     Settings,
@@ -36,10 +37,10 @@ from .run_folder import sample_table
 __all__ = ["FORMAT", "Settings", "chosen_scores", "evaluate_benchmark"]
 
 FORMAT = "hf_oodclip evaluation 1"
-# Most cosines held at once while scoring.
-CHUNK_ELEMENTS = 2**23
-# What `score_inputs` returns of stored embeddings whatever the score.
-ALWAYS_THERE = {"similarity", "negative_similarity", "image_embeds"}
+# Most cosines, and most features, held at once while scoring.
+CHUNK_ELEMENTS = 2**22
+# What `score_inputs` returns of stored embeddings.
+FROM_EMBEDDINGS = {"similarity", "negative_similarity", "image_embeds", "label_embeds"}
 
 
 def evaluate_benchmark(
@@ -72,6 +73,7 @@ def evaluate_benchmark(
     """
     store, tell = store or FeatureStore(), say or (lambda line: None)
     start = time.monotonic()
+    tower = vision_tower_fingerprint(model.clip)
     reports: list[dict[str, Any]] = []
     scored: dict[str, ScoredSet] = {}
     skipped_scores: dict[str, str] = {}
@@ -89,7 +91,10 @@ def evaluate_benchmark(
         reports.append(report)
         try:
             images = open_set(spec, model.labels, root)
-            scored[spec.name], skipped = _score_set(model, spec, images, settings, store, accelerator, skipped_scores)
+            shards = store.image_shards(
+                model, images.images, batch_size=settings.batch_size, accelerator=accelerator, tower=tower
+            )
+            scored[spec.name], skipped = _score_set(model, spec, images, settings.scores, shards, skipped_scores)
             report["count"] = len(scored[spec.name].rows)
             report["skipped"] = {str(row): reason for row, reason in skipped.items()}
         except MissingSet as error:
@@ -119,6 +124,7 @@ def evaluate_benchmark(
         "title": benchmark.title,
         "model": str(model.name_or_path),
         "adapter": adapter,
+        "fingerprint": describe_fingerprint(model, adapter),
         "labels": list(model.labels),
         "num_negatives": model.config.num_negatives,
         "id_filter": settings.id_filter,
@@ -146,42 +152,64 @@ def _score_set(
     model: Any,
     spec: SetSpec,
     images: ImageSet,
-    settings: Settings,
-    store: FeatureStore,
-    accelerator: Any,
+    chosen: tuple[Score, ...],
+    shards: Iterable[FeatureRows],
     skipped_scores: dict[str, str],
 ) -> tuple[ScoredSet, dict[int, str]]:
-    found = store.image_features(model, images.images, batch_size=settings.batch_size, accelerator=accelerator)
-    if len(found) == 0:
-        raise DataError(f"None of its {len(images)} images can be read.")
-    predictions, confidence, negatives, scores = [], [], [], defaultdict(list)
-    size = max(1, CHUNK_ELEMENTS // (len(model.labels) + model.config.num_negatives))
-    for part in found.image_embeds.split(size):
-        embeds = part.to(model.device)
-        inputs = model.score_inputs(image_embeds=embeds, score="max_logit")
+    # Room for all results is taken before: kept ones between the large tensors of each part would keep their memory.
+    rows, predictions, nearest = (np.empty(len(images), dtype=np.int64) for _ in range(3))
+    confidence = np.empty(len(images), dtype=np.float32)
+    scores = {score.key: np.empty(len(images), dtype=np.float32) for score in chosen}
+    # All that a score may ask of stored embeddings, so that the cosines are computed once for all scores.
+    asked = next((score for score in chosen if "label_embeds" in score.needs), "max_logit")
+    num_texts = len(model.labels) + model.config.num_negatives
+    skipped: dict[int, str] = {}
+    count = 0
+    for numbers, embeds in _parts(shards, num_texts, skipped):
+        part = slice(count, count := count + len(embeds))
+        inputs = model.score_inputs(image_embeds=embeds.to(model.device), score=asked)
         best = torch.softmax(inputs.logit_scale * inputs.similarity, dim=-1).max(dim=-1)
-        predictions.append(best.indices)
-        confidence.append(best.values)
+        rows[part], predictions[part], confidence[part] = numbers, best.indices.cpu(), best.values.cpu()
         if inputs.negative_similarity is not None:
-            negatives.append(inputs.negative_similarity.argmax(dim=-1))
-        for score in settings.scores:
+            nearest[part] = inputs.negative_similarity.argmax(dim=-1).cpu()
+        for score in chosen:
             if score.key in skipped_scores:
                 continue
             try:
-                has_all = set(score.needs) <= ALWAYS_THERE
-                own = inputs if has_all else model.score_inputs(image_embeds=embeds, score=score)
-                scores[score.key].append(score(own))
+                scores[score.key][part] = score(inputs).cpu()
             except OODCLIPError as error:
                 skipped_scores[score.key] = str(error)
-    labels = np.full(len(found), -1) if images.labels is None else np.asarray(images.labels)[found.rows.numpy()]
-    values = {key: _joined(parts) for key, parts in scores.items() if key not in skipped_scores}
-    nearest = _joined(negatives) if negatives else None
-    each = ScoredSet(spec, images, found.rows, labels, _joined(predictions), _joined(confidence), nearest, values)
-    return each, found.skipped
+    if count == 0:
+        reason = next(iter(skipped.values()), "there are none")
+        raise DataError(f"None of its {len(images)} images can be read, the first for this: {reason}")
+    each = ScoredSet(
+        spec,
+        images,
+        torch.from_numpy(rows[:count]),
+        np.full(count, -1) if images.labels is None else np.asarray(images.labels)[rows[:count]],
+        predictions[:count],
+        confidence[:count],
+        nearest[:count] if model.config.num_negatives else None,
+        {key: values[:count] for key, values in scores.items() if key not in skipped_scores},
+    )
+    return each, skipped
 
 
-def _joined(parts: list[Tensor]) -> np.ndarray:
-    return torch.cat(parts).cpu().numpy()
+def _parts(shards: Iterable[FeatureRows], num_texts: int, skipped: dict[int, str]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and image embeddings, as many at a time as memory allows, however many a shard has."""
+    rows: list[Tensor] = []
+    embeds: list[Tensor] = []
+    for shard in shards:
+        skipped |= shard.skipped
+        rows.append(torch.tensor(shard.rows, dtype=torch.int64))
+        embeds.append(shard.tensors["image_embeds"])
+        size = max(1, CHUNK_ELEMENTS // max(num_texts, embeds[0].shape[1]))
+        if sum(map(len, rows)) >= size:
+            *whole, last = zip(torch.cat(rows).split(size), torch.cat(embeds).split(size), strict=True)
+            yield from whole
+            rows, embeds = [last[0]], [last[1]]
+    if sum(map(len, rows)):
+        yield torch.cat(rows), torch.cat(embeds)
 
 
 def chosen_scores(names: str, model: Any) -> tuple[Score, ...]:
@@ -197,8 +225,7 @@ def chosen_scores(names: str, model: Any) -> tuple[Score, ...]:
     scores = [own if name == own.name else get_score(name) for name in dict.fromkeys(listed)]
     if names == "all":
         # What an online score says depends on the order and mix of all images: only on purpose.
-        available = ALWAYS_THERE | {"label_embeds"}
-        available -= set() if model.config.num_negatives else {"negative_similarity"}
+        available = FROM_EMBEDDINGS - (set() if model.config.num_negatives else {"negative_similarity"})
         scores = [score for score in scores if set(score.needs) <= available and not score.online]
         scores = [score for score in scores if not score.requires_fit or score.state_dict()]
     return tuple(scores)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration as Calibration
     from .configuration_oodclip import OODCLIPConfig as OODCLIPConfig
     from .errors import OODCLIPError as OODCLIPError
+    from .export import export_onnx as export_onnx
     from .mining import mine_negatives as mine_negatives
     from .modeling_oodclip import OODCLIPForImageClassification as OODCLIPForImageClassification
     from .negatives import Negatives as Negatives
@@ -53,6 +54,7 @@ _EXPORTS = {
     "ScoreInputs": "scores",
     "TaskResidualConfig": "adapters.task_residual",
     "TextEncoder": "text_bank",
+    "export_onnx": "export",
     "get_score": "scores",
     "list_adapters": "adapters",
     "list_scores": "scores",

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import cached_file
+from torch.nn.functional import cosine_similarity
 
 from .configuration_oodclip import OODCLIPConfig
-from .errors import AdapterError
+from .encoders import bare_text_tower
+from .errors import AdapterError, CheckpointError
+from .hub_files import find_file
 from .negatives import Negatives
 from .ood_head import OODHead
 from .templates import resolve_templates
@@ -27,6 +30,8 @@ RECORD_TENSORS_FILE = "ood_head.safetensors"
 # Not the name that a whole model gives its negatives: both may lie in one folder.
 NEGATIVES_FILE = "ood_head_negatives.json"
 FORMAT = "hf_oodclip ood head 1"
+# Half precision and other machines stay above 0.999; other CLIPs are far below.
+LEAST_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class AdapterRecord:
         score_record: Name, options and state shapes of the score; None is the default score.
         calibrations: One record a calibrated score.
         tensors: State of the score, and calibration scores.
+        base_sample: First values of the first label's text embedding, by which the base is known again.
     """
 
     labels: list[str]
@@ -50,6 +56,7 @@ class AdapterRecord:
     score_record: dict[str, Any] | None
     calibrations: list[dict[str, Any]] = field(default_factory=list)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    base_sample: list[float] | None = None
 
     @classmethod
     def of(cls, model: Any) -> AdapterRecord:
@@ -63,10 +70,16 @@ class AdapterRecord:
             score_record=config.score_record,
             calibrations=list(config.calibrations),
             tensors={name: tensor.detach().cpu() for name, tensor in model.ood_head.named_buffers(recurse=False)},
+            base_sample=[round(value, 5) for row in model.text_bank.label_embeds[:1, :32].tolist() for value in row],
         )
 
     def apply(self, model: Any) -> None:
-        """Give a model these labels, templates, negatives, score and calibrations."""
+        """Give a model these labels, templates, negatives, score and calibrations.
+
+        Raises:
+            AdapterError: It has another base than the model of this record; it stays as it was.
+        """
+        self.check_base(model)
         # First, for set_labels would warn that they are lost.
         model.ood_head.set_calibrations([])
         model.set_labels(
@@ -76,6 +89,26 @@ class AdapterRecord:
             average=self.template_average,
         )
         model.ood_head.restore(self.score_record, self.calibrations, self.tensors, model.device)
+
+    def check_base(self, model: Any) -> None:
+        """Raise `AdapterError` where the text tower of a model is not the one this record was made with."""
+        if not self.base_sample:
+            return
+        try:
+            encoder = model.text_encoder()
+        except CheckpointError:
+            # Without a tokenizer nothing can be compared, and labels cannot be changed either.
+            return
+        average: Any = self.template_average
+        with bare_text_tower(model.clip):
+            found = encoder.embed(self.labels[:1], self.label_templates, average)[0, : len(self.base_sample)].cpu()
+        cosine = float(cosine_similarity(found.float(), torch.tensor(self.base_sample), dim=0))
+        if not cosine >= LEAST_COSINE:
+            raise AdapterError(
+                f"This adapter was trained on another base: the label {self.labels[0]!r} has another text embedding "
+                f"here (cosine {cosine:.2f}, expected at least {LEAST_COSINE}). Load the base that its "
+                "adapter_config.json names."
+            )
 
     def save(self, folder: str | Path) -> None:
         """Write it into an adapter folder; files of an earlier record that it lacks are removed."""
@@ -92,6 +125,7 @@ class AdapterRecord:
             "num_negatives": 0 if self.negatives is None else len(self.negatives),
             "score_record": self.score_record,
             "calibrations": self.calibrations,
+            "base_sample": self.base_sample,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (folder / RECORD_FILE).write_text(text, encoding="utf-8")
@@ -116,10 +150,11 @@ class AdapterRecord:
 
         Raises:
             AdapterError: Files of the record are missing or damaged.
+            CheckpointError: The Hub cannot be reached.
         """
 
         def find(name: str) -> str | None:
-            return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+            return find_file(source, name, options)
 
         path = find(RECORD_FILE)
         if path is None:
@@ -150,10 +185,13 @@ class AdapterRecord:
                 score_record=content["score_record"],
                 calibrations=content["calibrations"],
                 tensors={} if tensors_path is None else load_file(tensors_path),
+                base_sample=content.get("base_sample"),
             )
             # Tried on a head of its own, so that a damaged one changes no model.
             OODHead(OODCLIPConfig()).restore(record.score_record, record.calibrations, record.tensors)
             return record
+        except CheckpointError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise AdapterError(
                 f"{path} cannot be used ({error}): fetch or save the adapter again, or remove {RECORD_FILE} and give "

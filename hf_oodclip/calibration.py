@@ -90,6 +90,8 @@ class Calibration:
         target_tpr: float = 0.95,
         rule: str = "conformal",
         confidence: float = 0.95,
+        *,
+        warn_if_few: bool = True,
     ) -> Calibration:
         """Return the decision rule for the `ood_score` of some ID images.
 
@@ -99,6 +101,7 @@ class Calibration:
             target_tpr: Share of ID images to accept, in (0, 1).
             rule: `conformal` (default), `empirical`, or `linear`.
             confidence: Level of the interval of the true positive rate.
+            warn_if_few: Warn of fewer than 100 images; False where it was said before, of another score of the same.
 
         Raises:
             CalibrationError: Fewer than 20 scores, NaN among them, a target outside (0, 1), or one
@@ -128,7 +131,7 @@ class Calibration:
                 "give more images or a lower target_tpr."
             )
         rank = max(rank, 1)
-        if num_images < FEW_IMAGES:
+        if warn_if_few and num_images < FEW_IMAGES:
             logger.warning(
                 f"Only {num_images} ID images for calibration: the threshold is rough. "
                 f"Use {FEW_IMAGES} or more if you can."
@@ -189,8 +192,8 @@ class Calibration:
 
 
 def _beta_interval(a: float, b: float, confidence: float) -> tuple[float, float]:
-    # scipy takes a quarter of a second to import, which only calibrating should cost.
-    from scipy.stats import beta
+    # Not scipy.stats, which takes a second to import; and this too is for those who calibrate only.
+    from scipy.special import betaincinv
 
     tail = (1 - confidence) / 2
-    return float(beta.ppf(tail, a, b)), float(beta.ppf(1 - tail, a, b))
+    return float(betaincinv(a, b, tail)), float(betaincinv(a, b, 1 - tail))

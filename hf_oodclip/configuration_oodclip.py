@@ -43,10 +43,14 @@ class OODCLIPConfig(PreTrainedConfig):
         if self.id2label is None and kwargs.get("num_labels") is None:
             # Without this, transformers would invent LABEL_0 and LABEL_1.
             self.id2label, self.label2id = {}, {}
-        if not __name__.startswith("transformers_modules"):
-            # A pipeline saved to a repo names its code here; who has imported this package needs none of it.
-            kwargs.pop("custom_pipelines", None)
+        for name in ("auto_map", "custom_pipelines"):
+            # A repo names its code here, for those who lack this package.
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: the stub of a repo leads here, and saving again is to copy no code of this package."""
 
     @property
     def label_names(self) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import encoders
 from .calibration import Calibration
 from .errors import ImageReadError, LabelError, NonFiniteError, ScoreInputError
-from .image_features import _batches, pixel_values_of
+from .image_features import iterate_batches, pixel_values_of
 from .ood_head import OODHead
 from .scores import Score, ScoreInputs, get_score, get_score_class, list_scores
 from .scores.fitted import FittedScore
@@ -160,7 +160,7 @@ class OODDecisionMixin:
         model.eval()
         try:
             with torch.no_grad():
-                for batch in _batches(images, batch_size):
+                for batch in iterate_batches(images, batch_size):
                     pixels = batch if isinstance(batch, Tensor) else pixel_values_of(self.image_processor, batch)
                     pixels = pixels.to(device, dtype)
                     image_embeds, patch_embeds, _ = self.encode(pixels, scores)

@@ -13,9 +13,12 @@ from collections.abc import Iterable
 __all__ = [
     "AdapterError",
     "CalibrationError",
+    "CardError",
     "CheckpointError",
     "DataError",
+    "ExportError",
     "FeatureStoreError",
+    "HubError",
     "ImageReadError",
     "LabelError",
     "LossError",
@@ -75,6 +78,10 @@ class CheckpointError(OODCLIPError, ValueError):
     """A checkpoint is not of a kind this package can load."""
 
 
+class HubError(OODCLIPError, OSError):
+    """A folder cannot be pushed to the Hub."""
+
+
 class AdapterError(OODCLIPError, ValueError):
     """An adapter cannot be made, loaded or used on this model."""
 
@@ -87,8 +94,16 @@ class DataError(OODCLIPError, ValueError):
     """Images or their labels cannot be loaded or chosen as asked."""
 
 
+class ExportError(OODCLIPError, ValueError):
+    """A model cannot be written as an ONNX file as asked."""
+
+
 class RunError(OODCLIPError, ValueError):
     """An evaluation cannot be run, or its folder cannot be used."""
+
+
+class CardError(OODCLIPError, ValueError):
+    """A model card cannot be written: no model there, evidence of another model, or a card written by hand."""
 
 
 class RecipeError(OODCLIPError, ValueError):

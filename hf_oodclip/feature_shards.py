@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .errors import FeatureStoreError, NonFiniteError
 
-__all__ = ["FeatureRows", "checked_rows", "read_shard", "shard_content", "write_whole"]
+__all__ = ["Compute", "FeatureRows", "checked_rows", "read_shard", "shard_content", "stored_shard", "write_whole"]
 
 logger = logging.get_logger("hf_oodclip.feature_shards")
 
@@ -37,6 +37,10 @@ class FeatureRows:
     tensors: dict[str, Tensor]
     rows: list[int]
     skipped: dict[int, str]
+
+
+# Makes the features of some rows of a dataset.
+Compute = Callable[[list[int]], FeatureRows]
 
 
 def checked_rows(computed: FeatureRows, rows: list[int]) -> FeatureRows:
@@ -101,6 +105,15 @@ def read_shard(path: Path) -> FeatureRows | None:
         reason = str(error)
     logger.warning(f"The stored features {path} are damaged ({reason}); they are computed again.")
     return None
+
+
+def stored_shard(path: Path, rows: Sequence[int], compute: Compute) -> FeatureRows:
+    """Return a shard, computed and written if it is not there."""
+    shard = read_shard(path)
+    if shard is None:
+        shard = checked_rows(compute(list(rows)), list(rows))
+        write_whole(path, shard_content(shard))
+    return shard
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from transformers.utils import logging
 from . import encoders
 from .dataset_images import dataset_fingerprint, image_reader, read_images
 from .errors import FeatureStoreError, ImageReadError
-from .feature_shards import FeatureRows, checked_rows, read_shard, shard_content, write_whole
+from .feature_shards import Compute, FeatureRows, read_shard, stored_shard, write_whole
 from .image_features import iterate_image_embeds
 from .text_cache import cache_folder
 
@@ -118,28 +118,24 @@ class FeatureStore:
             UnknownNameError: The dataset has no such column.
             NonFiniteError: The vision tower produces NaN or infinity.
         """
-        read = image_reader(dataset, image_column)
-
-        def compute(rows: list[int]) -> FeatureRows:
-            kept: list[int] = []
-            skipped: dict[int, str] = {}
-            parts = [embed_images(model, [], batch_size)]
-            for start in range(0, len(rows), batch_size):
-                batch = dict(read_images(read, rows[start : start + batch_size], skipped))
-                kept.extend(batch)
-                parts.append(embed_images(model, list(batch.values()), batch_size))
-            return FeatureRows({"image_embeds": torch.cat(parts)}, kept, skipped)
-
-        if batch_size < 1:
-            raise ImageReadError(f"batch_size must be at least 1, got {batch_size}.")
-        key = features_key(model, dataset, image_column=image_column, features="image_embeds")
+        key, compute = _embedding(model, dataset, image_column, batch_size, None)
         return self.collect(key, len(dataset), compute, accelerator=accelerator, progress=progress)
+
+    def image_shards(
+        self, model: Any, dataset: Any, *, batch_size: int = 64, accelerator: Any = None, tower: str | None = None
+    ) -> Iterator[FeatureRows]:
+        """Yield what `image_features` returns one shard at a time: memory does not grow with the dataset.
+
+        `tower` is `encoders.vision_tower_fingerprint(model.clip)` where it is known: for a large tower it takes long.
+        """
+        key, compute = _embedding(model, dataset, "image", batch_size, tower)
+        return self.shards(key, len(dataset), compute, accelerator=accelerator)
 
     def collect(
         self,
         key: Mapping[str, Any],
         num_rows: int,
-        compute: Callable[[list[int]], FeatureRows],
+        compute: Compute,
         *,
         accelerator: Any = None,
         progress: bool = False,
@@ -163,39 +159,51 @@ class FeatureStore:
                 than asked for, or shards of another process are missing.
             NonFiniteError: A feature is NaN or infinite; the message names the rows. Nothing of the shard is kept.
         """
+        shards = list(self.shards(key, num_rows, compute, accelerator=accelerator, progress=progress))
+        return _joined(shards, self._open_folder(key, num_rows))
+
+    def shards(
+        self,
+        key: Mapping[str, Any],
+        num_rows: int,
+        compute: Compute,
+        *,
+        accelerator: Any = None,
+        progress: bool = False,
+    ) -> Iterator[FeatureRows]:
+        """Yield what `collect` joins, in order, one shard at a time; arguments and errors are the same."""
         folder = self._open_folder(key, num_rows)
         rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         starts = range(0, max(num_rows, 1), self.shard_rows)
-        shards: dict[int, FeatureRows] = {}
+        wanted = [range(start, min(start + self.shard_rows, num_rows)) for start in starts]
+        paths = [folder / f"shard-{index:05d}.safetensors" for index in range(len(wanted))]
+        skipped: dict[int, str] = {}
         with logging.tqdm(total=num_rows, unit="image", disable=not progress or rank != 0) as bar:
-            for index, start in enumerate(starts):
-                rows = list(range(start, min(start + self.shard_rows, num_rows)))
-                if index % processes == rank:
-                    path = folder / f"shard-{index:05d}.safetensors"
-                    stored = read_shard(path)
-                    if stored is None:
-                        stored = checked_rows(compute(rows), rows)
-                        write_whole(path, shard_content(stored))
-                    shards[index] = stored
-                bar.update(len(rows))
-        if processes > 1:
-            accelerator.wait_for_everyone()
-        for index in range(len(starts)):
-            stored = shards.get(index) or read_shard(folder / f"shard-{index:05d}.safetensors")
-            if stored is None:
-                raise FeatureStoreError(
-                    f"Shard {index} that process {index % processes} of {processes} computed is not in {folder}: "
-                    "give a folder that all processes share, and the same model and dataset to each."
-                )
-            shards[index] = stored
-        features = _joined([shards[index] for index in sorted(shards)], folder)
-        if features.skipped and rank == 0:
-            row, reason = next(iter(features.skipped.items()))
+            if processes > 1:
+                try:
+                    for index, (path, rows) in enumerate(zip(paths, wanted, strict=True)):
+                        if index % processes == rank:
+                            stored_shard(path, rows, compute)
+                        bar.update(len(rows))
+                finally:
+                    # A process that fails must not leave the others waiting.
+                    accelerator.wait_for_everyone()
+            for index, (path, rows) in enumerate(zip(paths, wanted, strict=True)):
+                shard = read_shard(path) if processes > 1 else stored_shard(path, rows, compute)
+                if shard is None:
+                    raise FeatureStoreError(
+                        f"Shard {index} that process {index % processes} of {processes} computed is not in {folder}: "
+                        "give a folder that all processes share, and the same model and dataset to each."
+                    )
+                skipped |= shard.skipped
+                bar.update(len(rows) if processes == 1 else 0)
+                yield shard
+        if skipped and rank == 0:
+            row, reason = next(iter(skipped.items()))
             logger.warning(
-                f"{len(features.skipped)} of {num_rows} images are left out because they cannot be read; the first "
+                f"{len(skipped)} of {num_rows} images are left out because they cannot be read; the first "
                 f"is row {row}: {reason} All are listed in `skipped`."
             )
-        return features
 
     def _open_folder(self, key: Mapping[str, Any], num_rows: int) -> Path:
         described = {"format": FORMAT, "num_rows": num_rows, "shard_rows": self.shard_rows, "key": dict(key)}
@@ -215,13 +223,16 @@ class FeatureStore:
         return folder
 
 
-def features_key(model: Any, dataset: Any, *, image_column: str = "image", **extra: Any) -> dict[str, Any]:
+def features_key(
+    model: Any, dataset: Any, *, image_column: str = "image", tower: str | None = None, **extra: Any
+) -> dict[str, Any]:
     """Return all that decides the features of a dataset's images under a model, as JSON has it.
 
     Args:
         model: Its vision tower with adapters in it, its dtype and its image processor count.
         dataset: See `dataset_fingerprint`.
         image_column: Where a row holds its image.
+        tower: Fingerprint of the vision tower, where it is known.
         extra: Whatever else the features depend on.
 
     Raises:
@@ -229,7 +240,7 @@ def features_key(model: Any, dataset: Any, *, image_column: str = "image", **ext
     """
     processor = model.image_processor
     return {
-        "vision_tower": encoders.vision_tower_fingerprint(model.clip),
+        "vision_tower": encoders.vision_tower_fingerprint(model.clip) if tower is None else tower,
         "dtype": str(model.clip.dtype),
         "image_processor": processor.to_dict(),
         "versions": {"processor": type(processor).__name__, "pillow": PIL.__version__, "torch": torch.__version__},
@@ -250,6 +261,26 @@ def embed_images(model: Any, images: Any, batch_size: int = 64) -> Tensor:
     dtype = torch.promote_types(model.clip.dtype, torch.float32)
     nothing = torch.empty(0, model.clip.config.projection_dim, dtype=dtype)
     return torch.cat([nothing, *(part.to("cpu", dtype) for part in iterate_image_embeds(model, images, batch_size))])
+
+
+def _embedding(model: Any, dataset: Any, image_column: str, batch_size: int, tower: str | None) -> tuple[Any, Compute]:
+    """Return the key of a dataset's image embeddings and what computes those of some rows."""
+    read = image_reader(dataset, image_column)
+
+    def compute(rows: list[int]) -> FeatureRows:
+        kept: list[int] = []
+        skipped: dict[int, str] = {}
+        parts = [embed_images(model, [], batch_size)]
+        for start in range(0, len(rows), batch_size):
+            batch = dict(read_images(read, rows[start : start + batch_size], skipped))
+            kept.extend(batch)
+            parts.append(embed_images(model, list(batch.values()), batch_size))
+        return FeatureRows({"image_embeds": torch.cat(parts)}, kept, skipped)
+
+    if batch_size < 1:
+        raise ImageReadError(f"batch_size must be at least 1, got {batch_size}.")
+    key = features_key(model, dataset, image_column=image_column, tower=tower, features="image_embeds")
+    return key, compute
 
 
 def _joined(shards: list[FeatureRows], folder: Path) -> Features:

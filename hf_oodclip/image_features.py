@@ -14,7 +14,7 @@ from . import encoders
 from .errors import ImageReadError
 from .images import load_image
 
-__all__ = ["iterate_image_embeds", "pixel_values_of"]
+__all__ = ["iterate_batches", "iterate_image_embeds", "pixel_values_of"]
 
 
 def pixel_values_of(image_processor: Any, images: list[Any], timeout: float | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def iterate_image_embeds(model: Any, images: Any, batch_size: int = 32) -> Itera
     model.eval()
     try:
         with torch.no_grad():
-            for batch in _batches(images, batch_size):
+            for batch in iterate_batches(images, batch_size):
                 pixels = batch if isinstance(batch, Tensor) else pixel_values_of(model.image_processor, batch)
                 embeds, _ = encoders.encode_images(model.clip, pixels.to(device, dtype))
                 yield embeds
@@ -57,7 +57,8 @@ def _image_of(row: Any) -> Any:
     return row["image"]
 
 
-def _batches(images: Any, batch_size: int) -> Iterator[Any]:
+def iterate_batches(images: Any, batch_size: int) -> Iterator[Any]:
+    """Yield batches of any source of images `iterate_image_embeds` takes: pixel values, or a list of images."""
     if isinstance(images, Tensor):
         yield from images.split(batch_size)
         return
@@ -68,3 +69,7 @@ def _batches(images: Any, batch_size: int) -> Iterator[Any]:
     iterator = (_image_of(row) for row in images)
     while batch := list(islice(iterator, batch_size)):
         yield batch
+
+
+# Still the name elsewhere.
+_batches = iterate_batches

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .configuration_oodclip import OODCLIPConfig
 from .encoders import SUPPORTED_MODEL_TYPES, is_supported_model_type
 from .errors import CheckpointError, NegativesError
+from .hub_files import find_file
 from .mining import MINING_METHODS, mine_negatives, remine
 from .negatives import Negatives
 from .templates import resolve_templates
@@ -141,7 +142,7 @@ def load_negatives_file(source: str, config: OODCLIPConfig, kwargs: dict[str, An
     """
     if config.num_negatives == 0:
         return None
-    path = cached_file(source, NEGATIVES_FILE, _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs))
+    path = find_file(source, NEGATIVES_FILE, _hub_options(kwargs))
     if path is None:
         raise CheckpointError(
             f"{source} says it holds {config.num_negatives} negatives but has no {NEGATIVES_FILE}: the folder "

@@ -15,12 +15,10 @@ from transformers.utils import can_return_tuple, logging
 from . import encoders
 from .adapted_text import AdaptedTextMixin
 from .adapter_loading import AdapterLoadingMixin, find_base
-from .adapter_record import AdapterRecord
 from .configuration_oodclip import OODCLIPConfig
 from .decisions import OODDecisionMixin
 from .errors import CheckpointError
 from .loading import (
-    NEGATIVES_FILE,
     Preprocessing,
     label_templates,
     load_negatives_file,
@@ -30,6 +28,7 @@ from .loading import (
 from .negatives import Negatives
 from .ood_head import OODHead
 from .prompt_learner import OODPromptLearner
+from .saving import SavingMixin
 from .scores import Score
 from .similarity import OODImageClassifierOutput, OODSimilarity
 from .templates import resolve_templates
@@ -66,7 +65,9 @@ class OODCLIPPreTrainedModel(PreTrainedModel):
                 init.zeros_(buffer)
 
 
-class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDecisionMixin, OODCLIPPreTrainedModel):
+class OODCLIPForImageClassification(  # type: ignore[misc]
+    SavingMixin, AdapterLoadingMixin, AdaptedTextMixin, OODDecisionMixin, OODCLIPPreTrainedModel
+):
     """A CLIP zero-shot classifier with negatives, an OOD score, and a calibrated decision.
 
     Example:
@@ -114,6 +115,7 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         negatives: str | Path | Negatives | Iterable[str] | None = None,
         score: str | Score | None = None,
         tokenizer: Any = None,
+        base: str | Path | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a plain CLIP checkpoint, a full OODCLIP checkpoint, or an adapter with its base.
@@ -128,6 +130,7 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
                 file made by `oodclip mine`, a `Negatives`, or your own words.
             score: Name or `Score`; by default `neglabel` with negatives, else `mcm`.
             tokenizer: Tokenizer to use instead of the checkpoint's.
+            base: Of an adapter: the base to load, when it is elsewhere than its config says.
             kwargs: As in `PreTrainedModel.from_pretrained` (`dtype`, `device_map`, `revision`, ...).
 
         Raises:
@@ -139,9 +142,15 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         """
         if labels is not None:
             labels = check_labels(labels)
-        source = find_base(str(pretrained_model_name_or_path), kwargs)
+        source = find_base(str(pretrained_model_name_or_path), kwargs, base)
+        if source.adapter is not None and getattr(config, "name_or_path", None) == source.base:
+            # The Auto classes have read the base's latest config, not that of the adapter's revision of it.
+            config = None
         preprocessing = Preprocessing(source.base, source.options, tokenizer)
         config, is_plain = wrapped_config(source.base, config, source.options)
+        if not is_plain:
+            # Nobody has ever saved one as a pickle.
+            source.options["use_safetensors"] = True
         output_loading_info = source.options.pop("output_loading_info", False)
         token = _loading_plain.set(is_plain)
         try:
@@ -155,6 +164,7 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         if lost:
             raise CheckpointError(f"{source.base} lacks {', '.join(sorted(lost))}: save it again.")
         model.name_or_path = source.base
+        model._base_revision = None if Path(source.base).exists() else source.options.get("revision")
         model._preprocessing = preprocessing
         model._negatives = load_negatives_file(source.base, model.config, source.options)
         source.load_adapter_onto(model)
@@ -163,27 +173,6 @@ class OODCLIPForImageClassification(AdapterLoadingMixin, AdaptedTextMixin, OODDe
         if labels is not None or templates is not None or negatives is not None:
             model.set_labels(labels if labels is not None else model.labels, templates, negatives)
         return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a folder from which everything comes back: weights, bank, score, calibration, processor.
-
-        With adapters loaded, as in transformers, the active one is written instead of the whole model.
-        """
-        if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
-            # Before the weights: an upload asked for by push_to_hub=True takes what is there by then.
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            if getattr(self, "_hf_peft_config_loaded", False):
-                AdapterRecord.of(self).save(save_directory)
-                for config in self.peft_config.values():
-                    if hasattr(config, "belong_to"):
-                        # The config writes the record too, and a copied model's still knows the model copied.
-                        config.belong_to(self)
-                super().save_pretrained(save_directory, *args, **kwargs)
-                return
-            if self._negatives is not None:
-                self._negatives.save(Path(save_directory) / NEGATIVES_FILE)
-            self._preprocessing.save(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     # ---- labels, negatives, score ---------------------------------------------------------------
 

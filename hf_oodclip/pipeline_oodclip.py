@@ -55,7 +55,8 @@ class OODImageClassificationPipeline(Pipeline):
     model: Any
     _registered_impl: dict[str, Any]
     _load_processor: Any = False
-    _load_image_processor: Any = True
+    # None: one is looked for, and where there is none it is the model's.
+    _load_image_processor: Any = None
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
 
@@ -74,6 +75,8 @@ class OODImageClassificationPipeline(Pipeline):
                 "The ood-image-classification pipeline needs an OODCLIPForImageClassification, got "
                 f"{type(self.model).__name__}."
             )
+        if self.image_processor is None:
+            self.image_processor = self.model.image_processor
         if labels is not None or templates is not None or negatives is not None:
             self.model.set_labels(self.model.labels if labels is None else labels, templates, negatives)
         if self.model.config.num_labels == 0:

@@ -261,6 +261,8 @@ def test_fewer_than_100_images_warn(count: int, told: bool, warned: list[str]) -
     Calibration.fit(ranks(count), "mcm")
     assert len(warned) == told
     assert all(f"Only {count} ID images" in message and "100" in message for message in warned)
+    Calibration.fit(ranks(count), "msp", warn_if_few=False)
+    assert len(warned) == told
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_oodclip.dataset_images import image_reader
+from hf_oodclip.encoders import vision_tower_fingerprint
 from hf_oodclip.errors import FeatureStoreError, ImageReadError, NonFiniteError, UnknownNameError
 from hf_oodclip.feature_store import (
     FeatureRows,
@@ -105,6 +106,19 @@ def test_features_come_in_order_and_are_computed_once(store, num_rows):
         assert features.image_embeds.shape == (num_rows, 1) and len(features) == num_rows
         assert features.tensors["squares"].flatten().tolist() == [row**2 for row in range(num_rows)]
         assert features.skipped == {}
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 12])
+def test_shards_come_one_at_a_time_as_they_are_computed(store, num_rows):
+    compute, calls = spy()
+    found = []
+    for number, shard in enumerate(store.shards({"a": 1}, num_rows, compute), 1):
+        assert len(calls) == number
+        found.append(shard)
+    whole = store.collect({"a": 1}, num_rows, compute)
+    assert len(calls) == len(found) == max(1, num_rows // 4)
+    assert torch.equal(torch.cat([shard.tensors["squares"] for shard in found]), whole.tensors["squares"])
+    assert [row for shard in found for row in shard.rows] == list(range(num_rows))
 
 
 def test_key_is_written_down_and_every_part_of_it_counts(store):
@@ -336,6 +350,28 @@ def test_processes_take_turns_with_the_shards(store):
         assert features.rows.tolist() == list(range(27)) == features.image_embeds.flatten().tolist()
 
 
+def test_a_process_that_fails_does_not_leave_the_others_waiting(store):
+    barrier = threading.Barrier(2)
+    raised = [None, None]
+
+    def work(rank):
+        def compute(rows):
+            return FeatureRows({"image_embeds": torch.full((len(rows), 1), torch.nan if rank else 1.0)}, rows, {})
+
+        try:
+            store.collect({}, 8, compute, accelerator=Turn(rank, 2, lambda: barrier.wait(60)))
+        except Exception as error:
+            raised[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert isinstance(raised[1], NonFiniteError)
+    assert isinstance(raised[0], FeatureStoreError) and "Shard 1 that process 1 of 2" in str(raised[0])
+
+
 def test_processes_that_do_not_share_the_folder(store):
     with pytest.raises(FeatureStoreError, match=r"Shard 1 that process 1 of 2.*share"):
         store.collect({}, 8, squares, accelerator=Turn(0, 2))
@@ -378,6 +414,18 @@ def test_every_kind_of_dataset_gives_the_same_features(tiny, images, tmp_path):
     ]
     for features in found:
         assert features.skipped == {} and torch.equal(features.image_embeds, found[0].image_embeds)
+
+
+def test_shards_of_images_are_those_of_all_images(store, tiny, images, warned):
+    rows = damaged_rows(images)
+    shards_of_images = list(store.image_shards(tiny, rows, tower=vision_tower_fingerprint(tiny.clip)))
+    assert len(warned) == 1 and "3 of 11" in warned[0]
+    written = {path: path.stat().st_mtime_ns for path in store.folder.rglob("shard-*")}
+    whole = store.image_features(tiny, rows)
+    # The same key, so that nothing is computed again.
+    assert written == {path: path.stat().st_mtime_ns for path in store.folder.rglob("shard-*")}
+    assert torch.equal(torch.cat([shard.tensors["image_embeds"] for shard in shards_of_images]), whole.image_embeds)
+    assert [row for shard in shards_of_images for row in shard.rows] == whole.rows.tolist()
 
 
 def test_half_and_double_precision(store, make_model, tiny_clip, images):

@@ -102,8 +102,10 @@ class OODAdapterConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the config, and beside it what the model needs besides weights."""
-        super().save_pretrained(save_directory, **kwargs)
         model = None if self._model is None else self._model()
+        if model is not None and self.revision is None:
+            self.revision = model._base_revision
+        super().save_pretrained(save_directory, **kwargs)
         if model is not None and model.labels:
             AdapterRecord.of(model).save(save_directory)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import AdapterError
+from ..hub_files import find_file
 from . import ADAPTERS, get_adapter_classes, register_adapters
 
 __all__ = [
+    "ADAPTER_CONFIG_FILE",
     "WEIGHTS_FILE",
     "adapter_weights_file",
     "check_adapter",
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 _PICKLED_FILE = "adapter_model.bin"
 _FIND_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -42,7 +43,7 @@ def read_adapter_config(source: str, options: Mapping[str, Any]) -> dict[str, An
     Raises:
         AdapterError: The file is not JSON.
     """
-    path = find_adapter_config_file(source, **options)
+    path = find_file(source, ADAPTER_CONFIG_FILE, options)
     if path is None:
         return None
     try:
@@ -59,20 +60,9 @@ def find_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _FIND_OPTIONS if options.get(name) is not None}
 
 
-def _find(source: str, name: str, options: Mapping[str, Any]) -> str | None:
-    return cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-        **options,
-    )
-
-
 def refuse_pickle(source: str, options: Mapping[str, Any]) -> None:
     """Raise `AdapterError` when the only weights of an adapter are pickled ones."""
-    if _find(source, WEIGHTS_FILE, options) is None and _find(source, _PICKLED_FILE, options) is not None:
+    if find_file(source, WEIGHTS_FILE, options) is None and find_file(source, _PICKLED_FILE, options) is not None:
         raise AdapterError(
             f"{source} has {_PICKLED_FILE}, a pickle, which can run code when it is opened; this package reads "
             f"{WEIGHTS_FILE} only. Ask for the adapter in safetensors (the default of save_pretrained)."
@@ -86,7 +76,7 @@ def adapter_weights_file(source: str, options: Mapping[str, Any]) -> str:
         AdapterError: There are none, or only pickled ones, which this package never opens.
     """
     refuse_pickle(source, options)
-    path = _find(source, WEIGHTS_FILE, options)
+    path = find_file(source, WEIGHTS_FILE, options)
     if path is None:
         raise AdapterError(f"{source} has an adapter_config.json but no {WEIGHTS_FILE}: the folder is incomplete.")
     return path

@@ -8,11 +8,16 @@ import sys
 import typer
 
 from .. import __version__
+from .app import open_app
 from .calibrate import calibrate
+from .card import card
 from .demo import demo
+from .export import export
 from .info import info
 from .mine import mine
 from .predict import predict
+from .push import push
+from .push_space import push_space
 
 __all__ = ["app", "main"]
 
@@ -23,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (predict, calibrate, mine, info, demo):
+for command in (predict, calibrate, mine, info, card, export, demo, push, push_space):
     app.command()(command)
+app.command("app")(open_app)
 
 
 def _print_version(wanted: bool) -> None:

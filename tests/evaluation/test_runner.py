@@ -13,6 +13,7 @@ from hf_oodclip.evaluation.sample_table import read_run
 from PIL import Image
 from small_benchmarks import (
     ALL,
+    CALIBRATION,
     FAR,
     ID,
     NAMES,
@@ -29,6 +30,7 @@ from small_benchmarks import (
 )
 
 from hf_oodclip import OODCLIPForImageClassification, get_score
+from hf_oodclip.feature_store import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,11 @@ def test_samples_are_what_the_model_says_of_each_image(ran, model, root):
     # Scored once again from the samples' own rows, images are the same.
     assert np.array_equal(read("own", 13), Image.open(own["file"][13]).convert("RGB"))
     assert set(samples_of(samples, "rows")["file"]) == {None}
+
+
+def test_few_calibration_images_are_told_once_not_for_every_score(model, root, warned):
+    evaluate_benchmark(model, benchmark_of(ID, CALIBRATION, FAR), settings_of("mcm", "msp", "energy"), root=root)
+    assert [text[:18] for text in warned if "for calibration" in text] == ["Only 24 ID images "]
 
 
 def test_calibration_accepts_by_its_threshold(ran):
@@ -180,9 +187,19 @@ def test_a_fitted_score_is_run(tiny_clip, root, real_images):
     assert samples_of(samples, "away")["score:knn(k=3)"] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_scoring_in_parts_changes_nothing(model, root, ran, monkeypatch):
-    monkeypatch.setattr(runner, "CHUNK_ELEMENTS", 7 * (len(NAMES) + len(WORDS)))
-    _, samples, _ = evaluate_benchmark(model, benchmark_of(*ALL), settings_of(), root=root)
+# Parts smaller than a shard, that do not divide it, and larger.
+@pytest.mark.parametrize(("rows", "shard_rows"), [(7, 256), (7, 5), (20, 6)])
+def test_scoring_in_parts_changes_nothing(model, root, ran, tmp_path, monkeypatch, rows, shard_rows):
+    monkeypatch.setattr(runner, "CHUNK_ELEMENTS", rows * model.config.clip_config.projection_dim)
+    sizes, score_inputs = [], model.score_inputs
+    monkeypatch.setattr(
+        model, "score_inputs", lambda image_embeds, **options: sizes.append(len(image_embeds))
+        or score_inputs(image_embeds=image_embeds, **options)
+    )  # fmt: skip
+    store = FeatureStore(tmp_path, shard_rows)
+    _, samples, _ = evaluate_benchmark(model, benchmark_of(*ALL), settings_of(), root=root, store=store)
+    # 48 images of the first set, rows at a time.
+    assert sizes[: 48 // rows + 1] == [rows] * (48 // rows) + [48 % rows] and max(sizes) == rows
     for column in samples.column_names:
         found, expected = samples[column].to_pylist(), ran[1][column].to_pylist()
         assert found == (pytest.approx(expected, abs=1e-6) if isinstance(found[0], float) else expected)
