@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "text_tower_mode",
     "text_tower_state",
     "tokenize",
+    "tokenizer_fingerprint",
     "vision_tower_fingerprint",
 ]
 
@@ -103,6 +105,15 @@ def _find(module: Any, path: str) -> Any:
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text, start and end tokens included, never truncated."""
     return tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of all that decides a text's tokens."""
+    record = json.loads(tokenizer.backend_tokenizer.to_str())
+    # What the last call asked for.
+    record.pop("padding", None)
+    record.pop("truncation", None)
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def find_overlong(token_ids: Sequence[Sequence[int]], limit: int) -> list[int]:

@@ -39,7 +39,7 @@ from .assets import images_path
 from .calibration import Calibration
 from .errors import ExportError
 from .export_graph import frozen_copy, to_onnx
-from .image_features import _batches, pixel_values_of
+from .image_features import iterate_batches, pixel_values_of
 from .onnx_file import METADATA_KEY, ONNXFile
 from .scores import Score
 
@@ -222,7 +222,7 @@ def _check_pixels(model: Any, images: Any) -> Tensor:
 
 def _single_images(model: Any, images: Any) -> list[Tensor]:
     found = []
-    for batch in _batches(images, 32):
+    for batch in iterate_batches(images, 32):
         pixels = batch if isinstance(batch, Tensor) else pixel_values_of(model.image_processor, batch)
         found += pixels.to("cpu", torch.float32).split(1)
     if not found:

@@ -111,7 +111,7 @@ def has_card(repo_id: str, *, token: str | bool | None = None, revision: str | N
 
 
 def has_written_card(folder: str | Path) -> bool:
-    """Tell whether a folder has a `README.md` that says something: PEFT leaves an empty form, with a local path in it."""
+    """Tell whether a folder has a `README.md` that says something, not the empty form that PEFT leaves there."""
     card = Path(folder) / _CARD
     return card.is_file() and "[More Information Needed]" not in card.read_text(encoding="utf-8")
 

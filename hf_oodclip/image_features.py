@@ -69,7 +69,3 @@ def iterate_batches(images: Any, batch_size: int) -> Iterator[Any]:
     iterator = (_image_of(row) for row in images)
     while batch := list(islice(iterator, batch_size)):
         yield batch
-
-
-# Still the name elsewhere.
-_batches = iterate_batches

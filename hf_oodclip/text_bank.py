@@ -103,22 +103,22 @@ class TextEncoder:
         rows, embedded = self._embedded.get(known, ({}, torch.empty(0)))
         if many and all(text in rows for text in texts):
             return embedded[[rows[text] for text in texts]]
-        limit = encoders.context_length(self.clip)
-        token_ids = []
-        for template in resolved:
-            prompts = [template.replace("{}", text) for text in texts]
-            token_ids.append(self._tokenize(prompts))
-            encoders.check_lengths(prompts, token_ids[-1], limit)
+        prompts = [[template.replace("{}", text) for text in texts] for template in resolved]
         if not self.cache or not many:
-            return self._compute(token_ids, average)
-        key = embeds_key(fingerprint, token_ids, average)
-        embeds = cached_embeds(key, lambda: self._compute(token_ids, average))
+            return self._compute(prompts, average)
+        key = embeds_key(fingerprint, encoders.tokenizer_fingerprint(self.tokenizer), prompts, average)
+        embeds = cached_embeds(key, lambda: self._compute(prompts, average))
         if len(texts) > len(rows):
             # A copy, for what is returned is the caller's to change.
             self._embedded[known] = ({text: row for row, text in enumerate(texts)}, embeds.clone())
         return embeds
 
-    def _compute(self, token_ids: list[list[list[int]]], average: Average) -> Tensor:
+    def _compute(self, prompts: list[list[str]], average: Average) -> Tensor:
+        limit = encoders.context_length(self.clip)
+        # All are checked before the first is embedded, which may take minutes.
+        token_ids = [self._tokenize(texts) for texts in prompts]
+        for texts, ids in zip(prompts, token_ids, strict=True):
+            encoders.check_lengths(texts, ids, limit)
         total: Tensor | None = None
         for ids in token_ids:
             embeds = encoders.encode_tokens(self.clip, ids, self.batch_size)

@@ -1,7 +1,7 @@
 """Text embeddings kept on disk, so that embedding the same texts twice costs once.
 
 One safetensors file a list of texts, under `$HF_HOME/hf_oodclip/text_embeds` (or
-`$HF_OODCLIP_CACHE`), named by a hash of the text tower, the token ids and the averaging: a file
+`$HF_OODCLIP_CACHE`), named by a hash of text tower, tokenizer, prompts and averaging: a file
 cannot be stale. Files are written beside their place and moved there, so a reader never sees half
 of one and two writers cannot harm each other.
 """
@@ -86,12 +86,13 @@ def _write(path: Path, embeds: Tensor) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def embeds_key(tower_fingerprint: str, token_ids: list[list[list[int]]], average: str) -> str:
-    """Return the cache key of token ids `[templates][texts][tokens]` under one text tower."""
+def embeds_key(tower: str, tokenizer: str, prompts: list[list[str]], average: str) -> str:
+    """Return the cache key of prompts `[templates][texts]` under one text tower and tokenizer, by their hashes."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{tower_fingerprint}|{average}|{len(token_ids)}|torch {torch.__version__}".encode())
-    for texts in token_ids:
+    digest.update(f"{tower}|{tokenizer}|{average}|{len(prompts)}|torch {torch.__version__}".encode())
+    for texts in prompts:
         digest.update(f"|{len(texts)}|".encode())
-        for ids in texts:
-            digest.update(torch.tensor([len(ids), *ids], dtype=torch.int32).numpy().data)
+        for text in texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%d|" % len(encoded) + encoded)
     return digest.hexdigest()

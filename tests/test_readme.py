@@ -113,3 +113,10 @@ def test_the_demo_table_has_every_score_under_every_set():
 def test_links_and_files_named_in_the_readme_exist():
     for name in ("NOTICE", "Makefile", "LICENSE", "CHANGELOG.md"):
         assert (ROOT / name).is_file()
+
+
+def test_the_lines_without_torch_are_those_that_are_tested():
+    import hf_oodclip.export
+
+    lines = re.search(r"```python\n(.*?)```", hf_oodclip.export.__doc__, flags=re.DOTALL)
+    assert lines.group(1) in blocks("")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from hf_oodclip import TextEncoder, text_cache
+from hf_oodclip import TextEncoder, encoders, text_cache
 from hf_oodclip.text_bank import MIN_CACHED_PROMPTS
 from hf_oodclip.text_cache import cache_folder, cached_embeds
 
@@ -148,15 +148,23 @@ def test_another_question_gets_another_file(
     assert_equal_embeds(answer, change(TextEncoder(clip, tokenizer, cache=False)))
 
 
-def test_texts_regrouped_over_templates_are_another_question(folder: Path) -> None:
-    token_ids = [[1, 2, 3], [4, 5]]
+def test_texts_regrouped_over_templates_are_another_question() -> None:
     keys = {
-        text_cache.embeds_key("tower", grouped, average)
-        for grouped in ([token_ids], [[token_ids[0]], [token_ids[1]]], [token_ids[::-1]], [[[1, 2], [3, 4, 5]]])
+        text_cache.embeds_key(tower, tokenizer, grouped, average)
+        for tower, tokenizer in (("tower", "one"), ("tower", "other"), ("other", "one"))
+        for grouped in ([["a b", "c"]], [["a b"], ["c"]], [["c", "a b"]], [["a", "b c"]], [["a b1|c"]])
         for average in ("normalized", "raw")
     }
-    assert len(keys) == 8
-    assert text_cache.embeds_key("tower", [token_ids], "raw") == text_cache.embeds_key("tower", [token_ids], "raw")
+    assert len(keys) == 30
+    assert text_cache.embeds_key("t", "k", [["a"]], "raw") == text_cache.embeds_key("t", "k", [["a"]], "raw")
+
+
+def test_a_tokenizer_is_known_by_what_it_does_not_by_what_it_was_asked(tokenizer: Any) -> None:
+    one, same, other = (copy.deepcopy(tokenizer) for _ in range(3))
+    same(["a", "a b c"], padding=True, truncation=True, max_length=4)
+    other.add_tokens(["acorn"])
+    first, again, third = (encoders.tokenizer_fingerprint(each) for each in (one, same, other))
+    assert first == again != third
 
 
 @torch.no_grad()
