@@ -167,13 +167,16 @@ def usage(model: ModelEvidence, repo_id: str | None) -> str:
     given = "" if model.labels else ', labels=["first label", "second label"]'
     base = model.base
     lines = ["import hf_oodclip", "from transformers import pipeline", ""]
-    if model.adapter is None or base is None or base.is_pocket or base.hub_id is not None:
+    if model.adapter is None:
         lines.append(f'classifier = pipeline("ood-image-classification", model={_quoted(where)}{given})')
     else:
-        options = f"{_quoted(where)}, base={_quoted(f'path/to/{base.name}')}{given}"
+        # The stock pipeline reads the base before our code could say where the pocket CLIP is, and asks the base for
+        # the adapter's revision.
+        known = base is None or base.is_pocket or base.hub_id is not None
+        named = "" if known else f", base={_quoted(f'path/to/{base.name}')}"
         lines += [
-            f"model = hf_oodclip.OODCLIPForImageClassification.from_pretrained({options})",
-            'classifier = pipeline("ood-image-classification", model=model, image_processor=model.image_processor)',
+            f"model = hf_oodclip.OODCLIPForImageClassification.from_pretrained({_quoted(where)}{named}{given})",
+            'classifier = pipeline("ood-image-classification", model=model)',
         ]
     lines.append('print(classifier("photo.jpg"))')
     return fence("\n".join(lines), "python")
