@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +95,7 @@ class SavingMixin:
         options: dict[str, Any] = {"token": token, "revision": revision}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
-            if importlib.util.find_spec("hf_oodclip.model_cards.card") and not has_card(repo_id, **options):
+            if not has_card(repo_id, **options):
                 from hf_oodclip.model_cards.card import write_card
 
                 write_card(Path(folder), repo_id=repo_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated
@@ -41,8 +40,6 @@ def push(
     loaded = OODCLIPForImageClassification.from_pretrained(folder)
     asked = run is not None or bool(evaluation)
     if card and (asked or not has_written_card(folder)):
-        if importlib.util.find_spec("hf_oodclip.model_cards.card") is None:
-            raise HubError("This installation cannot write cards: push with --no-card, or install hf_oodclip anew.")
         from hf_oodclip.model_cards.card import write_card
 
         write_card(folder, run=run, evaluation=evaluation or (), repo_id=repo)
