@@ -11,7 +11,7 @@ from hf_oodclip.evaluation import protocols
 from hf_oodclip.evaluation.compare import compare_runs
 from hf_oodclip.evaluation.protocol_runs import Collection, harmonic_mean, read_runs
 from hf_oodclip.evaluation.protocol_tables import make_protocols
-from small_runs import small_run
+from miniature_runs import small_run
 
 from hf_oodclip.errors import RunError, UnknownNameError
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from hf_oodclip.evaluation import evaluate, protocols
 from hf_oodclip.evaluation.benchmark import Benchmark
-from small_runs import METRICS, small_run
+from miniature_runs import METRICS, small_run
 from typer.testing import CliRunner
 
 from hf_oodclip import ContextPromptConfig, NFTConfig, OODCLIPForImageClassification

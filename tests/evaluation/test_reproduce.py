@@ -15,7 +15,7 @@ from hf_oodclip.evaluation.class_lists import read_class_file
 from hf_oodclip.training.data import load_image_set
 from hf_oodclip.training.recipe import list_recipes, load_recipe
 from hf_oodclip.training.train import parse_arguments
-from small_runs import small_run
+from miniature_runs import small_run
 from typer.testing import CliRunner
 
 from hf_oodclip import NFTConfig, get_score
