@@ -252,10 +252,14 @@ def project(num_rows: int, num_texts: int) -> dict[str, Any]:
     }
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
+
+
 def main(
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     sizes: Annotated[str, typer.Option(help="Rows of the synthetic runs, by commas.")] = "1000,10000,100000,1000000",
-    neglabel_rows: Annotated[int, typer.Option(help="Rows with 10,000 negatives.")] = 100_000,
+    neglabel_sizes: Annotated[str, typer.Option(help="Rows of those with 10,000 negatives.")] = "100000",
     tower_images: Annotated[int, typer.Option(help="Images a set for the ViT-B/16 shape.")] = 100,
     rounds: Annotated[int, typer.Option(help="Runs from the store, of which the median counts.")] = 5,
     work_dir: Annotated[Path | None, typer.Option(help="Where 3 GB fit for a while.")] = None,
@@ -277,10 +281,10 @@ def main(
                 "pocket": bench_reuse(pocket_path(), folder / "a", "neglabel", None, rounds),
                 "vit_b16_shape": bench_reuse(vit, folder / "b", words(10_000, "noun"), tower_images, rounds),
             },
-            "growth": bench_growth(few, folder, [int(size) for size in sizes.split(",")], SCORES),
+            "growth": bench_growth(few, folder, _numbers(sizes), SCORES),
             "neglabel": {
                 "texts": NUM_LABELS + 10_000,
-                "whole_runs": bench_growth(many, folder, [neglabel_rows], "neglabel"),
+                "whole_runs": bench_growth(many, folder, _numbers(neglabel_sizes), "neglabel"),
                 "scoring_alone_rows_per_second": bench_scoring(many, "neglabel", 762, 9),
                 "eight_gpus": project(1_000_000, NUM_LABELS + 10_000),
             },

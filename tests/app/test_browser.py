@@ -79,6 +79,12 @@ def slide(page, key):
     page.locator("#threshold input[type=range]").press(key)
 
 
+def fill_labels(page, text):
+    page.locator("#labels textarea").fill(text)
+    # The page takes a moment to know what was typed, and a script presses the button sooner than anybody.
+    page.wait_for_timeout(500)
+
+
 def choose_score(page, name):
     page.locator("#score input").click()
     page.get_by_role("option", name=name, exact=True).click()
@@ -107,7 +113,7 @@ def test_upload_threshold_score_and_labels_change_the_verdict(visit, photos):
     see(page, ".oc-why", "max_logit =")
     see(page, "#histogram", "by max_logit")
 
-    page.locator("#labels textarea").fill("goldfish\n<script>alert(1)</script>, <img src=x onerror=alert(2)>")
+    fill_labels(page, "goldfish\n<script>alert(1)</script>, <img src=x onerror=alert(2)>")
     page.locator("#apply").click()
     see(page, ".oc-verdict", "Not decided")
     see(page, ".oc-side", "<script>alert(1)</script>")
@@ -122,7 +128,7 @@ def test_mistakes_are_answered_politely(visit, photos, tmp_path):
     see(page, ".toast-body", "broken.png")
     see(page, ".oc-file", "acorn.png")
     page.locator(".toast-close").first.click()
-    page.locator("#labels textarea").fill(" , ")
+    fill_labels(page, " , ")
     page.locator("#apply").click()
     see(page, ".toast-body", "There are no labels")
     page.locator(".toast-close").first.click()
@@ -178,7 +184,7 @@ def test_a_folder_and_an_example(visit, photos, tmp_path):
 
 def test_calibration_on_own_images(visit, photos):
     page = visit()
-    page.locator("#labels textarea").fill("\n".join(sample_labels()[:19]))
+    fill_labels(page, "\n".join(sample_labels()[:19]))
     page.locator("#apply").click()
     see(page, ".oc-verdict", "Not decided")
     page.get_by_text("Calibrate on images of your labels").click()
@@ -191,7 +197,7 @@ def test_calibration_on_own_images(visit, photos):
 
 def test_two_visitors_keep_their_labels(visit, photos):
     one, other = visit(), visit()
-    one.locator("#labels textarea").fill("goldfish, teapot")
+    fill_labels(one, "goldfish, teapot")
     one.locator("#apply").click()
     see(one, ".oc-verdict", "Not decided")
     send(other, "#images", photos["id"][1])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -269,8 +270,9 @@ def test_new_commits_are_seen_and_pins_hold(client, hub, pushed, use, saved):
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command(client, hub, saved):
-    folder = str(saved[0] / "adapter")
+def test_the_command(client, hub, saved, tmp_path):
+    # A copy: the command writes a card.
+    folder = str(shutil.copytree(saved[0] / "adapter", tmp_path / "adapter"))
     run = "from hf_oodclip.cli import main; sys.argv = ['oodclip', 'push', {!r}, 'alice/cli', {}]; main()"
     client(run.format(folder, "'--no-card', '--private'"))
     assert hub.repos["alice/cli"].private
