@@ -21,7 +21,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 import hf_oodclip
@@ -104,6 +104,9 @@ def tiny_clip(pocket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": 32, "width": 32}
+    # Not above: it warns when it is imported without torchvision, which would be the last word of every test run.
+    from transformers import CLIPImageProcessor
+
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
     return folder
 
