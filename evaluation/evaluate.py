@@ -22,7 +22,6 @@ from hf_oodclip.evaluation.benchmark import (
     load_benchmark,
     open_set,
 )
-from hf_oodclip.evaluation.report import write_report
 from hf_oodclip.evaluation.run_folder import write_run
 from hf_oodclip.evaluation.runner import Settings, chosen_scores, evaluate_benchmark
 from hf_oodclip.evaluation.tables import one_line
@@ -74,6 +73,9 @@ def main(
     accelerator = Accelerator()
     console = Console(quiet=not accelerator.is_main_process, soft_wrap=True)
     try:
+        # Here, for it says in a sentence that matplotlib is missing.
+        from hf_oodclip.evaluation.report import write_report
+
         if bool(benchmark) == bool(id_source):
             raise RunError("Give --benchmark, or --id with --ood: one of the two.")
         chosen = (
