@@ -74,6 +74,8 @@ def main(
         seen = load_images(sources, split.seen)
         checked = load_images([validation], {**split.seen, **split.held_out})
         say(f"{len(seen):,} training and {len(checked):,} validation images.")
+        # A quarter of them for the learning curve; the figures at the end are of all.
+        quickly = Images(checked.pixels[::4], checked.labels[::4])
         digest = _digest(chosen, seen, checked)
         records: dict[str, Any] = {}
 
@@ -99,7 +101,7 @@ def main(
             )  # fmt: skip
             records[name] = run_phase(
                 training, output_dir / "checkpoints" / name, digest,
-                measure=lambda training=training: _measure(training.averaged_tower(), checked, captions, held_out),
+                measure=lambda training=training: _measure(training, quickly, captions, held_out),
                 every=max(1, training.num_steps // 20), is_main=is_main, say=say,
             )  # fmt: skip
             tower = training.averaged_tower()
@@ -131,14 +133,14 @@ def _digest(recipe: PocketRecipe, train: Images, validation: Images) -> str:
     return hashed.hexdigest()
 
 
-def _measure(tower: VisionTower, images: Images, captions: Captions, held_out: torch.Tensor) -> dict[str, float]:
-    seen = len(captions.labels)
+def _measure(training: ImageTraining, images: Images, captions: Captions, held_out: torch.Tensor) -> dict[str, float]:
+    tower, side, seen = training.averaged_tower(), training.pixels, len(captions.labels)
     known = images.labels < seen
-    first, five = accuracy(tower, Images(images.pixels[known], images.labels[known]), captions.class_embeds)
+    first, five = accuracy(tower, Images(images.pixels[known], images.labels[known]), captions.class_embeds, side)
     found = {"seen_top1": first, "seen_top5": five}
     if not known.all():
         others = Images(images.pixels[~known], images.labels[~known] - seen)
-        found["held_out_top1"], found["held_out_top5"] = accuracy(tower, others, held_out)
+        found["held_out_top1"], found["held_out_top5"] = accuracy(tower, others, held_out, side)
     return found
 
 

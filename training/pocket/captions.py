@@ -109,6 +109,20 @@ class Captions:
         own, above = (logits[rows, places] for places in (labels, parents))
         return (torch.logaddexp(others, own) - own).mean(), (torch.logaddexp(others, above) - above).mean()
 
+    def nothing_loss(self, images: Tensor, scale: Tensor, num_distractors: int, generator: torch.Generator) -> Tensor:
+        """Return the loss for images that show no class: any noun may be right, no class and no parent is.
+
+        Args:
+            images: Unit features `[B, D]`.
+            scale, num_distractors, generator: As in `loss`.
+        """
+        count, device = len(self.nodes), self.nodes.device
+        variants = torch.randint(VARIANTS, (count,), generator=generator, device=device)
+        captions = self.nodes[torch.arange(count, device=device), variants]
+        nouns = torch.randint(len(self.distractors), (num_distractors,), generator=generator, device=device)
+        logits = scale * (images @ torch.cat([captions, self.distractors[nouns]]).T)
+        return (logits.logsumexp(1) - logits[:, count:].logsumexp(1)).mean()
+
     def class_logits(self, images: Tensor, scale: Tensor | float) -> Tensor:
         """Return the logits of all classes in the plainest template, `[B, N]`."""
         return scale * images @ self.class_embeds.T
