@@ -28,6 +28,7 @@ from hf_oodclip.training.data import ImageSet, load_image_set
 from hf_oodclip.training.few_shot import few_shot
 from hf_oodclip.training.inputs import make_inputs
 from hf_oodclip.training.monitor import score_inputs_of
+from hf_oodclip.training.pocket.lexicon import Classes, read_classes
 from hf_oodclip.training.recipe import Recipe, load_recipe
 from hf_oodclip.training.run import load_model
 from hf_oodclip.training.trainer import Trainer, add_adapter
@@ -107,11 +108,11 @@ STYLES = ("colour", "blur", "jpeg")
 class Sets:
     """The image sets of one seed, and their features."""
 
-    def __init__(self, data: Path, seed: int, store: FeatureStore, classes: dict[str, list[str]]) -> None:
+    def __init__(self, data: Path, seed: int, store: FeatureStore, classes: Classes) -> None:
         self.store = store
         validation = load_image_set(str(data / "tiny-imagenet-200-val.parquet"))
-        order = torch.randperm(len(classes["seen"]), generator=torch.Generator().manual_seed(seed)).tolist()
-        names = [classes["seen"][index] for index in order]
+        seen = list(classes.seen.values())
+        names = [seen[index] for index in torch.randperm(len(seen), generator=torch.Generator().manual_seed(seed))]
         self.base, self.new = names[:NUM_CLASSES], names[NUM_CLASSES : 2 * NUM_CLASSES]
         self.tests: dict[str, ImageSet] = {}
         for group, chosen in (("base", self.base), ("new", self.new)):
@@ -119,7 +120,7 @@ class Sets:
             self.tests[group] = last
             if group == "base":
                 self.shots, _ = few_shot(first, NUM_SHOTS, seed)
-        self.oods: dict[str, Any] = {"held-out classes": validation.of_classes(classes["held"]).images}
+        self.oods: dict[str, Any] = {"held-out classes": validation.of_classes(list(classes.held_out.values())).images}
         self.oods |= {
             name: load_image_set(str(data / file), label_column="").images for name, file in FAR_SETS.items()
         }
@@ -245,12 +246,12 @@ def main(
     seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ... to run.")] = 4,
     methods: Annotated[str, typer.Option(help="Names of methods, by commas.")] = ",".join(METHODS),
     change: Annotated[list[str] | None, typer.Option(help="field=value changed in every recipe.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="JSON with the classes `seen` and `held` out.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="JSON like training/pocket/classes.json.")] = None,
 ) -> None:
     """Run the methods on all seeds and print the table."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    known = json.loads((classes or Path(__file__).parent / "pocket_classes.json").read_text(encoding="utf-8"))
+    known = read_classes(classes)
     changes = {name: yaml.safe_load(value) for name, value in (each.split("=", 1) for each in change or [])}
     output.mkdir(parents=True, exist_ok=True)
     store, start = FeatureStore(), time.monotonic()

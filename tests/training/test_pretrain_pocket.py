@@ -1,5 +1,6 @@
 """Pretraining the pocket CLIP: every part against a slow reference, and the program from end to end."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ import typer
 from accelerate import Accelerator
 from hf_oodclip.training.pocket.captions import VARIANTS, Captions
 from hf_oodclip.training.pocket.image_stage import ImageTraining, VisionTower, accuracy
-from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_images, standardise
+from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_images, shuffle_tiles, standardise
 from hf_oodclip.training.pocket.lexicon import Classes, build_lexicon, read_classes
 from hf_oodclip.training.pocket.optimizer import MatrixOptimizer
 from hf_oodclip.training.pocket.phases import run_phase
@@ -156,6 +157,53 @@ def test_loss_against_a_slow_reference(captions):
     assert above.item() == pytest.approx(np.mean(expected[1]), rel=1e-4)
 
 
+def test_loss_of_images_that_show_nothing_against_a_slow_reference(captions):
+    generator = torch.Generator().manual_seed(4)
+    embeds, count = normalize(torch.randn(3, 64, generator=generator), dim=-1), 30
+    found = captions.nothing_loss(embeds, torch.tensor(20.0), count, torch.Generator().manual_seed(9))
+
+    again, nodes = torch.Generator().manual_seed(9), len(captions.nodes)
+    variants = torch.randint(VARIANTS, (nodes,), generator=again).tolist()
+    nouns = torch.randint(len(captions.distractors), (count,), generator=again).tolist()
+    expected = []
+    for image in embeds.double():
+        shown = [math.exp(20 * float(image @ captions.nodes[n, variants[n]].double())) for n in range(nodes)]
+        other = [math.exp(20 * float(image @ captions.distractors[noun].double())) for noun in nouns]
+        expected.append(-math.log(sum(other) / (sum(other) + sum(shown))))
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shuffled_tiles_are_those_of_the_same_image(seed):
+    crops = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)
+    shuffled = shuffle_tiles(crops, torch.Generator().manual_seed(seed))
+    across = 4 if shuffled[0, 0, 0, 4] == shuffled[0, 0, 0, 0] + 4 else 8
+
+    def tiles(images):
+        size = 32 // across
+        return [
+            {tuple(image[:, y : y + size, x : x + size].flatten().tolist()) for y in range(0, 32, size)
+             for x in range(0, 32, size)} for image in images
+        ]  # fmt: skip
+
+    assert tiles(shuffled) == tiles(crops)
+    assert not torch.equal(shuffled, crops)
+    # The order is each image's own.
+    assert not torch.equal(shuffled[1] - crops[1].min(), shuffled[0] - crops[0].min())
+
+
+def test_shuffled_images_have_a_loss_of_their_own(recipe, captions, images):
+    def first_step(share):
+        chosen = dataclasses.replace(recipe, shuffled=share, mix=0.0)
+        training = ImageTraining(
+            "image", chosen, chosen.vision, chosen.stages, captions, images, Accelerator(cpu=True)
+        )
+        return training.step(0)
+
+    assert set(first_step(0.25)) == {"class_loss", "parent_loss", "shuffled_loss"}
+    assert set(first_step(0.0)) == {"class_loss", "parent_loss"}
+
+
 def test_crops_depend_on_the_generator_alone(images):
     first, again = (augment(images.pixels, 32, 0.35, torch.Generator().manual_seed(5)) for _ in range(2))
     other = augment(images.pixels, 32, 0.35, torch.Generator().manual_seed(6))
@@ -241,7 +289,7 @@ def test_a_tower_that_follows_a_teacher_says_so(recipe, captions, images):
     training = ImageTraining(
         "image", recipe, recipe.vision, recipe.stages, captions, images, Accelerator(cpu=True), teacher=teacher
     )
-    assert set(training.step(0)) == {"class_loss", "parent_loss", "teacher_loss"}
+    assert set(training.step(0)) == {"class_loss", "parent_loss", "shuffled_loss", "teacher_loss"}
     assert all(values.grad is None for values in teacher.parameters())
 
 
@@ -251,6 +299,8 @@ def test_accuracy_by_hand(recipe, images):
     embeds = image_features(tower.clip, standardise(images.pixels))
     own = Images(images.pixels, torch.arange(40))
     assert accuracy(tower, own, embeds.detach()) == (1.0, 1.0)
+    small = image_features(tower.clip, torch.nn.functional.avg_pool2d(standardise(images.pixels), 2))
+    assert accuracy(tower, own, small.detach(), side=32) == (1.0, 1.0)
     assert accuracy(tower, Images(images.pixels, (torch.arange(40) + 1) % 40), embeds.detach())[0] == 0.0
 
 
