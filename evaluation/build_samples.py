@@ -1,10 +1,9 @@
 """Rebuild the small real image sets that ship inside the package: ID, near-OOD and three far-OOD sets.
 
 Example:
-    python evaluation/build_samples.py --data DATA --split DATA/lex.json
+    python evaluation/build_samples.py --data DATA
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from datasets import ClassLabel, Features, Image, Value
+from hf_oodclip.training.pocket.lexicon import read_classes
 
 TINY_IMAGENET = "tiny-imagenet-200-val.parquet"
 # Image set -> source file and images wanted, spread evenly over the classes.
@@ -68,10 +68,10 @@ Sources, commits and terms are in `NOTICE`: Tiny-ImageNet and DTD are for resear
 Rebuild from parquet files of those sources (the same bytes with the same versions of pyarrow and datasets):
 
 ```
-python evaluation/build_samples.py --data DATA --split DATA/lex.json
+python evaluation/build_samples.py --data DATA
 ```
 
-`lex.json` lists the WordNet ids seen in that training (`seen`) and held out (`held`).
+Which classes that training saw is in `training/pocket/classes.json`.
 """
 
 
@@ -144,14 +144,14 @@ def write_samples(path: Path, source: Source, rows: list[int], split: list[str] 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the source parquet files.")],
-    split: Annotated[Path, typer.Option(help="JSON file with the WordNet ids `seen` and `held`.")],
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = DEFAULT_OUTPUT,
+    split: Annotated[Path | None, typer.Option(help="JSON like training/pocket/classes.json.")] = None,
 ) -> None:
     """Write the five image sets and their README."""
-    wordnet_ids: dict[str, list[str]] = json.loads(split.read_text(encoding="utf-8"))
+    classes = read_classes(split)
     tiny = Source.read(data / TINY_IMAGENET)
     label_of_id = dict(zip(tiny.table.column("wnid").to_pylist(), tiny.labels, strict=True))
-    seen_labels = sorted(label_of_id[wordnet_id] for wordnet_id in wordnet_ids["seen"])
+    seen_labels = sorted(label_of_id[wordnet_id] for wordnet_id in classes.seen)
     output.mkdir(parents=True, exist_ok=True)
 
     id_names = draw_id_classes([tiny.class_names[label] for label in seen_labels])
@@ -160,7 +160,7 @@ def main(
     both = tiny.first_rows(dict.fromkeys(id_labels, CALIBRATION_IMAGES + TEST_IMAGES))
     test = sorted(set(both) - set(calibration))
     split_column = ["calibration"] * len(calibration) + ["test"] * len(test)
-    near_labels = [label_of_id[wordnet_id] for wordnet_id in wordnet_ids["held"]]
+    near_labels = [label_of_id[wordnet_id] for wordnet_id in classes.held_out]
     near_rows = tiny.first_rows(dict.fromkeys(near_labels, NEAR_IMAGES))
 
     near_names = write_samples(output / "near_heldout.parquet", tiny, near_rows)

@@ -5,7 +5,7 @@
 `DIR` holds parquet files in the image format of 🤗 datasets: `tiny-imagenet-200-val.parquet`,
 `cifar10-test2k.parquet`, and the far OOD sets of `prove_adapters.py`, whose seeds of 20 ID classes this program
 shares. All figures are zero-shot. A checkpoint is a plain CLIP: accuracy and speed are measured with transformers
-alone.
+alone. `--into README.md` puts the table between that file's comment lines `pocket comparison`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers.utils import logging
 from hf_oodclip.errors import DataError
 from hf_oodclip.feature_store import FeatureStore
 
+START, END = "<!-- pocket comparison -->", "<!-- end of pocket comparison -->"
 SCORES = ("mcm", "energy", "neglabel")
 ACCURACIES = {
     "seen_top1": "170 seen classes, top-1",
@@ -140,11 +141,21 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows)]) + "\n"
 
 
+def put_into(path: Path, table: str) -> None:
+    """Replace what stands between the two comment lines of a file."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise typer.BadParameter(f"{path} has no lines {START} and {END}.")
+    path.write_text(f"{before}{start}\n{table}{end}{after}", encoding="utf-8")
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder of the parquet files.")],
     checkpoint: Annotated[list[str], typer.Option(help="NAME=FOLDER of a CLIP checkpoint; repeated.")],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
     seeds: Annotated[int, typer.Option(help="Draws of 20 ID classes.")] = 4,
+    into: Annotated[list[Path] | None, typer.Option(help="File to put the table into; repeated.")] = None,
 ) -> None:
     """Measure checkpoints and print the table."""
     logging.set_verbosity_error()
@@ -161,7 +172,10 @@ def main(
     record = {"checkpoints": results, "environment": describe_environment(seeds)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    typer.echo(markdown(results))
+    table = markdown(results)
+    for path in into or ():
+        put_into(path, table)
+    typer.echo(table)
 
 
 if __name__ == "__main__":

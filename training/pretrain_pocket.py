@@ -32,7 +32,7 @@ from hf_oodclip.training.pocket.images import Images, load_images
 from hf_oodclip.training.pocket.lexicon import build_lexicon, read_classes
 from hf_oodclip.training.pocket.phases import run_phase
 from hf_oodclip.training.pocket.recipe import PocketRecipe, list_pocket_recipes, load_pocket_recipe
-from hf_oodclip.training.pocket.text_stage import TextStage, encode_texts, teacher_path
+from hf_oodclip.training.pocket.text_stage import MoreText, TextStage, encode_texts, teacher_path
 from hf_oodclip.training.pocket.wordnet import read_wordnet
 from rich.console import Console
 
@@ -76,7 +76,7 @@ def main(
         say(f"{len(seen):,} training and {len(checked):,} validation images.")
         # A quarter of them for the learning curve; the figures at the end are of all.
         quickly = Images(checked.pixels[::4], checked.labels[::4])
-        digest = _digest(chosen, seen, checked)
+        digest, last_digest = (_digest(chosen, seen, checked, last) for last in (False, True))
         records: dict[str, Any] = {}
 
         text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device)
@@ -106,6 +106,14 @@ def main(
             )  # fmt: skip
             tower = training.averaged_tower()
         assert tower is not None
+        if chosen.more_text_steps:
+            text.add_names(list(split.held_out.values()))
+            again = MoreText(text, captions.texts)
+            records["more_text"] = run_phase(
+                again, output_dir / "checkpoints" / "more_text", last_digest, measure=again.fit,
+                every=chosen.more_text_steps, is_main=is_main, say=say,
+            )  # fmt: skip
+            text.model.eval()
         if is_main:
             _finish(output_dir, chosen, tower, text, records, split, checked, sources, validation)
             say(f"Wrote {output_dir / 'checkpoint'}, training.json and learning_curve.png.")
@@ -125,8 +133,12 @@ def _prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _digest(recipe: PocketRecipe, train: Images, validation: Images) -> str:
-    hashed = hashlib.blake2b(json.dumps(recipe.to_dict(), sort_keys=True).encode(), digest_size=16)
+def _digest(recipe: PocketRecipe, train: Images, validation: Images, is_last: bool) -> str:
+    """Return a hash of recipe and data; what only the last phase depends on does not touch the earlier ones."""
+    fields = recipe.to_dict()
+    if not is_last:
+        del fields["more_text_steps"]
+    hashed = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16)
     for images in (train, validation):
         hashed.update(images.labels.numpy().tobytes())
         hashed.update(images.pixels[:: max(1, len(images) // 256)].numpy().tobytes())

@@ -1,5 +1,6 @@
 """Pretraining the pocket CLIP: every part against a slow reference, and the program from end to end."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -9,6 +10,7 @@ import pytest
 import torch
 import typer
 from accelerate import Accelerator
+from hf_oodclip.training import pretrain_pocket
 from hf_oodclip.training.pocket.captions import VARIANTS, Captions
 from hf_oodclip.training.pocket.image_stage import ImageTraining, VisionTower, accuracy
 from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_images, shuffle_tiles, standardise
@@ -16,6 +18,7 @@ from hf_oodclip.training.pocket.lexicon import Classes, build_lexicon, read_clas
 from hf_oodclip.training.pocket.optimizer import MatrixOptimizer
 from hf_oodclip.training.pocket.phases import run_phase
 from hf_oodclip.training.pocket.recipe import list_pocket_recipes, load_pocket_recipe
+from hf_oodclip.training.pocket.text_stage import MoreText, TextStage
 from hf_oodclip.training.pocket.tokenizer import train_tokenizer
 from hf_oodclip.training.pocket.tower import image_features
 from hf_oodclip.training.pocket.wordnet import read_wordnet
@@ -276,6 +279,40 @@ def test_an_interrupted_run_ends_at_the_same_weights(recipe, captions, images, t
         assert torch.equal(whole.averaged[name], rest.averaged[name]), name
 
 
+def test_text_read_later_leaves_the_captions_where_they_were(recipe, lexicon, tmp_path, monkeypatch):
+    encoder = write_sentence_encoder(tmp_path / "encoder")
+    stage = TextStage(dataclasses.replace(recipe, more_text_steps=12), lexicon, str(encoder), torch.device("cpu"))
+    for step in range(stage.num_steps):
+        stage.step(step)
+    assert "koala" not in stage.groups[0]
+    stage.add_names(["koala", "koala", "goldfish"])
+    assert stage.groups[0].count("koala") == stage.groups[0].count("goldfish") == 1
+    expected = stage.space.targets(["koala"])[0]
+    assert torch.allclose(stage.targets[stage.place["koala"]], expected, atol=1e-3)
+
+    kept = {}
+    for weight in (0.0, 30.0):
+        monkeypatch.setattr("hf_oodclip.training.pocket.text_stage.PIN_WEIGHT", weight)
+        more = MoreText(copy.deepcopy(stage), [f"a photo of a {name}." for name in lexicon.names])
+        before = [each.detach().clone() for each in more.model.parameters()]
+        for step in range(more.num_steps):
+            assert set(more.step(step)) == {"loss", "cosine", "pinned_cosine"}
+        assert not all(torch.equal(one, other) for one, other in zip(before, more.model.parameters(), strict=True))
+        kept[weight] = more.fit()["captions"]
+    assert kept[30.0] > max(0.97, kept[0.0])
+
+
+def test_how_long_text_is_read_later_touches_no_earlier_checkpoint(recipe, images):
+    longer = dataclasses.replace(recipe, more_text_steps=99)
+    other = dataclasses.replace(recipe, seed=1)
+    first, same, last, another = (
+        pretrain_pocket._digest(each, images, images, is_last)
+        for each, is_last in ((recipe, False), (longer, False), (longer, True), (other, False))
+    )
+    assert first == same
+    assert len({first, last, another}) == 3
+
+
 def test_each_image_is_taken_once_an_epoch(recipe, captions, images):
     training = ImageTraining("image", recipe, recipe.vision, recipe.stages, captions, images, Accelerator(cpu=True))
     taken = torch.cat([training._rows(step, training.stage_of(step)[0]) for step in range(5)])
@@ -340,8 +377,6 @@ def test_a_lexicon_without_the_classes_is_refused(wordnet_folder):
 
 @pytest.mark.slow
 def test_the_program_from_end_to_end(wordnet_folder, id_dataset, tmp_path):
-    from hf_oodclip.training import pretrain_pocket
-
     names = id_dataset.features["label"].names
     settings = {
         "train": [str(write_images(tmp_path, id_dataset, range(0, 400)))],

@@ -44,6 +44,8 @@ class Captions:
             for variant in range(VARIANTS)
         ]
         self.nodes = encode(texts).unflatten(0, (len(nodes), VARIANTS))
+        plain = [f"a photo of a {name}." for name in self.labels]
+        self.texts = tuple(dict.fromkeys([*texts, *plain]))
         places = {name: place for place, name in enumerate(nodes)}
         parents = [[places[f"parent {parent}"] for parent in lexicon.ancestors[name]] for name in self.labels]
         self.positive = torch.zeros(len(self.labels), len(nodes), dtype=torch.bool)
@@ -53,7 +55,7 @@ class Captions:
         for label, own in enumerate(parents):
             self.positive[label, [label, *own]] = True
             self.parents[label] = torch.tensor([(own or [label])[turn % max(1, len(own))] for turn in range(most)])
-        self.class_embeds = encode([f"a photo of a {name}." for name in self.labels])
+        self.class_embeds = encode(plain)
         self._choose_distractors(encode, lexicon, classes, parents, generator)
         device = self.nodes.device
         self.positive, self.parents = self.positive.to(device), self.parents.to(device)

@@ -54,15 +54,18 @@ processor = CLIPProcessor.from_pretrained(hf_oodclip.pocket_path())
    default) reduced to {dim} dimensions by PCA, on nouns, adjectives and short glosses of WordNet 3.0. Cosine to the
    encoder: names of classes and parents {fit_names:.2f}, less common nouns {fit_nouns:.2f}.
 2. **Images, {image_minutes} minutes, {image_steps:,} steps.** {stages}. Text tower locked; cross-entropy
-   against captions of the classes, of their WordNet parents and of {distractors} random nouns a step. No image, name
-   or near synonym of the 30 held-out classes took part.{teacher}
+   against captions of the classes, of their WordNet parents and of {distractors} random nouns a step.{extras} No
+   image, name or near synonym of the 30 held-out classes took part.
 
-No OOD test set, and nothing made to look like one, took part in training or in the choice of a checkpoint.
+{more}No OOD test set, and nothing made to look like one, took part in training or in the choice of a checkpoint.
 Seed {seed}; versions: {versions}. The whole log is `training.json`.
 
 ## Measured
 
 {figures}
+
+<!-- pocket comparison -->
+<!-- end of pocket comparison -->
 
 ## Licence
 
@@ -87,7 +90,6 @@ def checkpoint_card(record: Mapping[str, Any]) -> str:
         for each in recipe["stages"]
     )
     fit = record["text"]["evaluations"][-1]
-    large = recipe["teacher"] and recipe["teacher"]["tower"]
     return TEMPLATE.format(
         size=_size(checkpoint),
         minutes=sum(record["minutes"].values()),
@@ -109,14 +111,42 @@ def checkpoint_card(record: Mapping[str, Any]) -> str:
         image_steps=sum(each["steps"] for each in recipe["stages"]),
         stages=stages,
         distractors=recipe["num_distractors"],
-        teacher=""
-        if not large
-        else f" The tower also follows a larger one (width {large['width']}, {large['layers']} layers), which was "
-        f"trained first, on the same images, for {record['minutes']['teacher']} minutes.",
+        extras=_extras(record),
+        more=_more_text(record),
         seed=recipe["seed"],
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         figures="Not measured yet." if figures is None else _figures(figures),
     )
+
+
+def _extras(record: Mapping[str, Any]) -> str:
+    recipe = record["recipe"]
+    said = ""
+    if recipe["shuffled"]:
+        said += f"""
+   {100 * recipe["shuffled"]:.0f} % of the training images were cut into tiles and shuffled, as examples of none of the
+   classes: any noun may fit them (Sinha et al., ICLR 2021)."""
+    if recipe["mix"]:
+        said += f"\n   {100 * recipe['mix']:.0f} % of the batches were mixed (mixup, CutMix)."
+    if recipe["teacher"]:
+        large = recipe["teacher"]["tower"]
+        said += f"""
+   The tower also follows a larger one (width {large["width"]}, {large["layers"]} layers), which was trained first, on
+   the same images, for {record["minutes"]["teacher"]} minutes."""
+    return said
+
+
+def _more_text(record: Mapping[str, Any]) -> str:
+    if "more_text" not in record:
+        return ""
+    fit = record["more_text"]["evaluations"][-1]
+    minutes, steps = record["minutes"]["more_text"], record["recipe"]["more_text_steps"]
+    return f"""3. **Text again, {minutes} minutes, {steps:,} steps.** The text tower read on, names of held-out classes
+   (names, no images) among the rest, while the captions of step 2 were pinned (mean cosine to what they were
+   {fit["captions"]:.3f}). Cosine to the encoder: names of classes and parents {fit["names"]:.2f}, less common nouns
+   {fit["nouns"]:.2f}.
+
+"""
 
 
 def _size(checkpoint: Mapping[str, Any] | None) -> str:

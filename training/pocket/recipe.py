@@ -64,6 +64,7 @@ class PocketRecipe:
         patch_size, projection_dim, vocab_size: Sizes of the checkpoint; images have 64 pixels a side.
         lexicon: How many texts of each kind.
         text_steps, text_batch_size, text_learning_rate: The text stage.
+        more_text_steps: Steps of reading on after the images, with captions pinned.
         stages: The image stages, one after the other.
         learning_rate, weight_decay: Of the image stages: Muon for matrices, AdamW for the rest.
         warmup_steps, decay_from: The rate rises over the first, and falls to 0 from that share of the work on.
@@ -96,6 +97,7 @@ class PocketRecipe:
     )
     text_batch_size: int = 512
     text_learning_rate: float = 2e-3
+    more_text_steps: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100

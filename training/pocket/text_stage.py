@@ -18,13 +18,15 @@ from .optimizer import MatrixOptimizer
 from .recipe import PocketRecipe
 from .tokenizer import train_tokenizer
 
-__all__ = ["Space", "TextStage", "encode_texts", "teacher_path"]
+__all__ = ["MoreText", "Space", "TextStage", "encode_texts", "teacher_path"]
 
 HEAD_WIDTH = 32
 TEMPERATURE = 0.07
 POSITIONS = 32
 # Shares of a batch: names and parents, common nouns, all nouns, adjectives, glosses, pairs.
 MIX = (0.10, 0.40, 0.10, 0.08, 0.12, 0.20)
+# A pinned caption weighs ten times what a text to learn does.
+PIN_WEIGHT = 30.0
 
 
 def teacher_path(given: str) -> str:
@@ -152,8 +154,12 @@ class TextStage:
 
     def step(self, step: int) -> dict[str, float]:
         """Do one optimizer step, and return its figures."""
-        generator = random.Random(f"{self.recipe.seed} text {step}")
-        size = self.recipe.text_batch_size
+        loss, cosine = self.loss(random.Random(f"{self.recipe.seed} text {step}"), self.recipe.text_batch_size)
+        descend(self.optimizer, loss, step, self.num_steps, self.recipe.text_learning_rate)
+        return {"loss": loss.item(), "cosine": cosine.item()}
+
+    def loss(self, generator: random.Random, size: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch of texts, and its mean cosine to the encoder."""
         chosen = [
             (kind, text)
             for kind, share in enumerate(MIX)
@@ -165,19 +171,22 @@ class TextStage:
             generator.choice(TEMPLATES).format(text) if kind != 4 and generator.random() < 0.75 else text
             for kind, text in chosen
         ]
-        warm, left = (step + 1) / 50, (1 - step / self.num_steps) / 0.6
-        self.optimizer.set_rate(self.recipe.text_learning_rate * min(1, warm) * min(1, left))
-        embeds = self._embed(texts)
+        embeds = self.embed(texts)
         target = self.targets[rows]
         cosine = (embeds * target).sum(-1).mean()
         near = torch.softmax(target @ target.T / TEMPERATURE, dim=1)
-        loss = 3 * (1 - cosine) + 0.5 * cross_entropy(embeds @ target.T / TEMPERATURE, near)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": loss.item(), "cosine": cosine.item()}
+        return 3 * (1 - cosine) + 0.5 * cross_entropy(embeds @ target.T / TEMPERATURE, near), cosine
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
+    def add_names(self, names: Sequence[str]) -> None:
+        """Read these names as often as those of classes and parents, from now on."""
+        new = [name for name in dict.fromkeys(names) if name not in self.place]
+        self.groups[0] = list(dict.fromkeys([*self.groups[0], *names]))
+        if new:
+            self.place |= {name: len(self.texts) + place for place, name in enumerate(new)}
+            self.texts += new
+            self.targets = torch.cat([self.targets, self.space.targets(new)])
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
         inputs = self.tokenizer(list(texts), padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt")
         with torch.autocast(self.device.type, torch.bfloat16):
             embeds = self.model(**inputs.to(self.device)).text_embeds
@@ -194,6 +203,48 @@ class TextStage:
             found[name] = float((embeds * self.targets[rows]).sum(-1).mean())
         self.model.train()
         return found
+
+
+class MoreText:
+    """Lets the text tower read on once the image tower has learnt its captions, which are pinned as they are.
+
+    Args:
+        text: The trained text stage; its tower is what is trained.
+        captions: Texts whose features must not move.
+    """
+
+    def __init__(self, text: TextStage, captions: Sequence[str]) -> None:
+        self.text, self.captions = text, list(captions)
+        self.model, self.num_steps = text.model, text.recipe.more_text_steps
+        self.pinned = encode_texts(text.model, text.tokenizer, self.captions)
+        self.optimizer = MatrixOptimizer(text.model, text.recipe.text_learning_rate, weight_decay=0.0)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do one optimizer step, a quarter of it captions, and return its figures."""
+        recipe = self.text.recipe
+        generator = random.Random(f"{recipe.seed} more text {step}")
+        share = max(1, recipe.text_batch_size // 4)
+        loss, cosine = self.text.loss(generator, recipe.text_batch_size - share)
+        rows = generator.choices(range(len(self.captions)), k=share)
+        embeds = self.text.embed([self.captions[row] for row in rows])
+        kept = (embeds * self.pinned[rows]).sum(-1).mean()
+        loss = loss + PIN_WEIGHT * (1 - kept)
+        descend(self.optimizer, loss, step, self.num_steps, recipe.text_learning_rate / 2)
+        return {"loss": loss.item(), "cosine": cosine.item(), "pinned_cosine": kept.item()}
+
+    def fit(self) -> dict[str, float]:
+        """Return the cosines of `TextStage.fit`, and that of all captions to what they were."""
+        found = self.text.fit()
+        embeds = encode_texts(self.model, self.text.tokenizer, self.captions)
+        return {**found, "captions": float((embeds * self.pinned).sum(-1).mean())}
+
+
+def descend(optimizer: MatrixOptimizer, loss: Tensor, step: int, num_steps: int, rate: float) -> None:
+    """Do one optimizer step; the rate rises over 50 steps and falls to 0 over the last 60 %."""
+    optimizer.set_rate(rate * min(1, (step + 1) / 50) * min(1, (1 - step / num_steps) / 0.6))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 @torch.no_grad()
