@@ -141,6 +141,17 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows)]) + "\n"
 
 
+def section(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table with what it says."""
+    seeds = len({each["seed"] for record in results.values() for each in record["detection"]})
+    return f"""
+Zero-shot, in %, on Tiny-ImageNet's validation images and 2,000 CIFAR-10 test images. OOD detection: mean ± deviation
+over {seeds} draws of 20 ID classes, 2,000 mined negatives. Images/s: the image tower alone on 2 CPU cores.
+
+{markdown(results)}
+"""
+
+
 def put_into(path: Path, table: str) -> None:
     """Replace what stands between the two comment lines of a file."""
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
@@ -172,10 +183,9 @@ def main(
     record = {"checkpoints": results, "environment": describe_environment(seeds)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    table = markdown(results)
     for path in into or ():
-        put_into(path, table)
-    typer.echo(table)
+        put_into(path, section(results))
+    typer.echo(markdown(results))
 
 
 if __name__ == "__main__":

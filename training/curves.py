@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["draw_learning_curve"]
 
+SHOWN = ("id_accuracy", "auroc", "fpr95", "seen_top1", "held_out_top1")
+
 
 def draw_learning_curve(path: Path, history: list[dict[str, float]], evaluations: list[dict[str, Any]]) -> bool:
     """Draw the losses and, when there are several, the evaluations; return False without matplotlib.
@@ -21,7 +23,7 @@ def draw_learning_curve(path: Path, history: list[dict[str, float]], evaluations
     except ImportError:
         return False
     losses = [name for name in (history[0] if history else {}) if name not in ("step", "learning_rate")]
-    measured = [name for name in ("id_accuracy", "auroc", "fpr95") if any(name in each for each in evaluations)]
+    measured = [name for name in SHOWN if any(name in each for each in evaluations)]
     panels = len(losses) + bool(measured)
     figure = Figure(figsize=(4.2 * max(1, panels), 3.2), layout="constrained")
     axes = figure.subplots(1, max(1, panels), squeeze=False)[0]
@@ -40,7 +42,7 @@ def draw_learning_curve(path: Path, history: list[dict[str, float]], evaluations
         for name in measured:
             rows = [(each["step"], 100 * each[name]) for each in evaluations if name in each]
             axis.plot(*zip(*rows, strict=True), marker="o", label=name.replace("_", " "))
-        axis.set_title("held-out images, %")
+        axis.set_title("on other images, %")
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend()

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import typer
-from hf_oodclip.evaluation.compare_pocket import END, START, main, markdown, mean_auroc, measure_speed, put_into
+from hf_oodclip.evaluation.compare_pocket import (
+    END,
+    START,
+    main,
+    markdown,
+    mean_auroc,
+    measure_speed,
+    put_into,
+    section,
+)
 
 from hf_oodclip import pocket_path
 
@@ -79,4 +88,4 @@ def test_speed_is_that_of_the_image_tower():
 def test_shown_table_is_the_recorded_one(place):
     results = json.loads((ROOT / "hf_oodclip/assets/pocket_clip/evaluation.json").read_text(encoding="utf-8"))
     text = (ROOT / place).read_text(encoding="utf-8")
-    assert text.partition(START)[2].partition(END)[0].strip() == markdown(results["checkpoints"]).strip()
+    assert text.partition(START)[2].partition(END)[0].strip() == section(results["checkpoints"]).strip()

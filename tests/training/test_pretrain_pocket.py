@@ -400,6 +400,7 @@ def test_the_program_from_end_to_end(wordnet_folder, id_dataset, tmp_path):
     model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
     inputs = processor(text=["a goldfish"], images=id_dataset[0]["image"], return_tensors="pt")
     assert model(**inputs).logits_per_image.shape == (1, 1)
+    assert all(values.dtype is torch.float32 for values in model.parameters())
     assert "Not measured" not in (folder / "README.md").read_text()
     with pytest.raises(typer.Exit):
         pretrain_pocket.main(**settings)

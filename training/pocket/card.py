@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["checkpoint_card"]
 
+LONGEST_LINE = 119
 TEMPLATE = """---
 license: apache-2.0
 library_name: transformers
@@ -67,6 +69,8 @@ Seed {seed}; versions: {versions}. The whole log is `training.json`.
 <!-- pocket comparison -->
 <!-- end of pocket comparison -->
 
+The nouns that NegLabel chooses from are of the pool that gave the random nouns of the training: that flatters it.
+
 ## Licence
 
 The weights are released under Apache-2.0. They were trained on Tiny-ImageNet images, which carry ImageNet's terms
@@ -90,7 +94,7 @@ def checkpoint_card(record: Mapping[str, Any]) -> str:
         for each in recipe["stages"]
     )
     fit = record["text"]["evaluations"][-1]
-    return TEMPLATE.format(
+    text = TEMPLATE.format(
         size=_size(checkpoint),
         minutes=sum(record["minutes"].values()),
         threads=environment["machine"]["threads"],
@@ -117,6 +121,21 @@ def checkpoint_card(record: Mapping[str, Any]) -> str:
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         figures="Not measured yet." if figures is None else _figures(figures),
     )
+    return _wrapped(text)
+
+
+def _wrapped(text: str) -> str:
+    """Return text without long lines; tables and code stay as they are."""
+    lines: list[str] = []
+    is_code = False
+    for line in text.splitlines():
+        is_code ^= line.startswith("```")
+        if is_code or line.startswith("|") or len(line) <= LONGEST_LINE:
+            lines.append(line)
+        else:
+            indent = "   " if line.startswith(("   ", "1", "2", "3")) else ""
+            lines += textwrap.wrap(line, LONGEST_LINE, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
 
 
 def _extras(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def export_checkpoint(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.half().save_pretrained(partial)
+    # Half the bytes on disk, but a CPU computes in fp32: that is what `from_pretrained` shall give.
+    written = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    (partial / "config.json").write_text(
+        json.dumps({**written, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
+    )
+    (partial / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(partial)
     CLIPImageProcessor(
         size={"shortest_edge": SIDE},
