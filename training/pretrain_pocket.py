@@ -40,6 +40,12 @@ from hf_oodclip.errors import OODCLIPError, RunError
 
 __all__ = ["main"]
 
+# What the text tower depends on: other image stages go on from the same one.
+TEXT_FIELDS = (
+    "seed", "text", "projection_dim", "vocab_size", "lexicon",
+    "text_steps", "text_batch_size", "text_learning_rate",
+)  # fmt: skip
+
 
 def main(
     train: Annotated[list[str], typer.Option(help="Training images: files, folders, datasets, patterns; repeated.")],
@@ -76,13 +82,15 @@ def main(
         say(f"{len(seen):,} training and {len(checked):,} validation images.")
         # A quarter of them for the learning curve; the figures at the end are of all.
         quickly = Images(checked.pixels[::4], checked.labels[::4])
-        digest, last_digest = (_digest(chosen, seen, checked, last) for last in (False, True))
+        text_digest = _digest({name: chosen.to_dict()[name] for name in TEXT_FIELDS})
+        digest = _digest({**chosen.to_dict(), "more_text_steps": None}, seen, checked)
+        last_digest = _digest(chosen.to_dict(), seen, checked)
         records: dict[str, Any] = {}
 
         text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device)
         # Only the image stages share their steps; the text stage is short, and the same everywhere.
         records["text"] = run_phase(
-            text, output_dir / "checkpoints" / "text", digest, measure=text.fit,
+            text, output_dir / "checkpoints" / "text", text_digest, measure=text.fit,
             every=chosen.text_steps, is_main=is_main, say=say,
         )  # fmt: skip
         text.model.eval()
@@ -133,13 +141,10 @@ def _prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _digest(recipe: PocketRecipe, train: Images, validation: Images, is_last: bool) -> str:
-    """Return a hash of recipe and data; what only the last phase depends on does not touch the earlier ones."""
-    fields = recipe.to_dict()
-    if not is_last:
-        del fields["more_text_steps"]
+def _digest(fields: dict[str, Any], *data: Images) -> str:
+    """Return a hash of settings and data: only a phase that depends on the same goes on from a checkpoint."""
     hashed = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16)
-    for images in (train, validation):
+    for images in data:
         hashed.update(images.labels.numpy().tobytes())
         hashed.update(images.pixels[:: max(1, len(images) // 256)].numpy().tobytes())
     return hashed.hexdigest()

@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def record(shift: float = 0.0) -> dict:
-    aurocs = {(0, "near"): 60.0, (0, "far"): 80.0, (1, "near"): 70.0, (1, "far"): 94.0}
+    aurocs = {("base", "near"): 60.0, ("base", "far"): 80.0, ("new", "near"): 70.0, ("new", "far"): 94.0}
     return {
         "accuracy": dict.fromkeys(
             ("seen_top1", "seen_top5", "held_out_top1", "held_out_top5", "all_top1", "cifar10_top1"), 12.345
         ),
         "detection": [
-            {"seed": seed, "score": score, "ood": ood, "auroc": auroc + shift + (score == "energy"), "fpr95": 50.0}
-            for (seed, ood), auroc in aurocs.items()
+            {"seed": 0, "group": group, "score": score, "ood": ood, "auroc": auroc + shift + (score == "energy")}
+            for (group, ood), auroc in aurocs.items()
             for score in ("mcm", "energy", "neglabel")
         ],
         "images_per_second": {"float32": 512.4},
@@ -39,14 +39,18 @@ def record(shift: float = 0.0) -> dict:
     }
 
 
-def test_auroc_is_averaged_within_a_seed_first():
-    # Seed 0: 70, seed 1: 82, of both OOD sets; deviation by hand: 12 / sqrt(2).
+def test_auroc_is_averaged_within_a_draw_first():
+    # Base: 70, new: 82, of both OOD sets; deviation by hand: 12 / sqrt(2).
     assert mean_auroc(record(), "mcm") == (pytest.approx(76.0), pytest.approx(8.4852814))
     assert mean_auroc(record(), "mcm", "near") == (pytest.approx(65.0), pytest.approx(7.0710678))
     # Energy is 1 higher, so the mean of three scores is a third higher.
     assert mean_auroc(record())[0] == pytest.approx(76.0 + 1 / 3)
-    one_seed = {"detection": record()["detection"][:6]}
-    assert mean_auroc(one_seed, "neglabel")[1] == 0.0
+    one_draw = {"detection": record()["detection"][:6]}
+    assert mean_auroc(one_draw, "neglabel")[1] == 0.0
+    other_seed = [{**each, "seed": 1, "auroc": each["auroc"] + 3} for each in one_draw["detection"]]
+    assert mean_auroc({"detection": [*record()["detection"], *other_seed]}, "mcm")[0] == pytest.approx(
+        (70 + 82 + 73) / 3
+    )
 
 
 def test_table_has_a_column_for_each_checkpoint():

@@ -302,15 +302,37 @@ def test_text_read_later_leaves_the_captions_where_they_were(recipe, lexicon, tm
     assert kept[30.0] > max(0.97, kept[0.0])
 
 
-def test_how_long_text_is_read_later_touches_no_earlier_checkpoint(recipe, images):
-    longer = dataclasses.replace(recipe, more_text_steps=99)
-    other = dataclasses.replace(recipe, seed=1)
-    first, same, last, another = (
-        pretrain_pocket._digest(each, images, images, is_last)
-        for each, is_last in ((recipe, False), (longer, False), (longer, True), (other, False))
-    )
-    assert first == same
-    assert len({first, last, another}) == 3
+def test_a_checkpoint_depends_on_settings_and_data(recipe, images):
+    fields = recipe.to_dict()
+    others = Images(255 - images.pixels, images.labels)
+    digests = [
+        pretrain_pocket._digest(fields),
+        pretrain_pocket._digest({**fields, "seed": 1}),
+        pretrain_pocket._digest(fields, images, images),
+        pretrain_pocket._digest(fields, images, others),
+    ]
+    assert len(set(digests)) == 4
+    assert pretrain_pocket._digest(fields, images, images) == digests[2]
+    assert set(pretrain_pocket.TEXT_FIELDS) <= set(fields)
+
+
+def test_the_logit_scale_ends_at_that_of_clip(recipe, captions, images):
+    def scales(full_scale_from: float) -> list[float]:
+        chosen = dataclasses.replace(recipe, full_scale_from=full_scale_from)
+        training = ImageTraining(
+            "image", chosen, recipe.vision, chosen.stages, captions, images, Accelerator(cpu=True)
+        )
+        found = []
+        for step in range(training.num_steps):
+            training.step(step)
+            found.append(float(training.model.log_scale.detach().exp()))
+        return found
+
+    forced, free = scales(0.5), scales(0.0)
+    assert forced == sorted(forced)
+    assert forced[-1] == pytest.approx(100)
+    assert forced[0] < 30
+    assert free[-1] < 50
 
 
 def test_each_image_is_taken_once_an_epoch(recipe, captions, images):

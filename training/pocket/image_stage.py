@@ -19,7 +19,7 @@ from .tower import image_features, new_vision_tower
 
 __all__ = ["ImageTraining", "VisionTower", "accuracy"]
 
-LARGEST_SCALE = 100.0
+FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
 
 
 class VisionTower(nn.Module):
@@ -28,7 +28,7 @@ class VisionTower(nn.Module):
     def __init__(self, recipe: PocketRecipe, tower: Tower) -> None:
         super().__init__()
         self.clip = new_vision_tower(recipe, tower, SIDE)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
 
 class ImageTraining:
@@ -127,12 +127,17 @@ class ImageTraining:
                 values.grad = self.accelerator.reduce(values.grad, "mean")
         self.optimizer.step()
         with torch.no_grad():
-            self.model.log_scale.clamp_(0, math.log(LARGEST_SCALE))
+            self.model.log_scale.clamp_(math.log(self._least_scale(done)), math.log(LARGEST_SCALE))
             # A mean over few steps at first, or the initial weights would stay in it for long.
             decay = min(recipe.average, (1 + step) / (10 + step))
             for key, values in self.model.state_dict().items():
                 self.averaged[key].lerp_(values, 1 - decay)
         return figures
+
+    def _least_scale(self, done: float) -> float:
+        if not self.recipe.full_scale_from:
+            return 1.0
+        return FIRST_SCALE + (LARGEST_SCALE - FIRST_SCALE) * min(1, done / self.recipe.full_scale_from)
 
     def _teacher_loss(self, crops: Tensor, embeds: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
