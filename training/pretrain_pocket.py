@@ -82,9 +82,10 @@ def main(
         say(f"{len(seen):,} training and {len(checked):,} validation images.")
         # A quarter of them for the learning curve; the figures at the end are of all.
         quickly = Images(checked.pixels[::4], checked.labels[::4])
-        text_digest = _digest({name: chosen.to_dict()[name] for name in TEXT_FIELDS})
-        digest = _digest({**chosen.to_dict(), "more_text_steps": None}, seen, checked)
-        last_digest = _digest(chosen.to_dict(), seen, checked)
+        fields, words = chosen.to_dict(), dataclasses.asdict(lexicon)
+        text_digest = _digest({**{name: fields[name] for name in TEXT_FIELDS}, "words": words})
+        digest = _digest({**fields, "more_text_steps": None, "words": words}, seen, checked)
+        last_digest = _digest({**fields, "words": words}, seen, checked)
         records: dict[str, Any] = {}
 
         text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device)
@@ -180,11 +181,11 @@ def _finish(
         "environment": describe_environment(recipe.seed, None),
     }
     sizes = export_checkpoint(
-        folder / "checkpoint", recipe, tower, text.model, text.tokenizer, checkpoint_card(record)
+        folder / "checkpoint", recipe, tower, text.model, text.tokenizer, checkpoint_card(record, split)
     )
     record["checkpoint"] = sizes
     record["figures"] = measure_checkpoint(folder / "checkpoint", split, validation_images)
-    card = checkpoint_card(record)
+    card = checkpoint_card(record, split)
     (folder / "checkpoint" / "README.md").write_text(card, encoding="utf-8")
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     image = records["image"]

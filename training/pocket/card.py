@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from .lexicon import Classes
+
 __all__ = ["checkpoint_card"]
 
 LONGEST_LINE = 119
@@ -26,7 +28,7 @@ tags:
 A small real CLIP, so that `hf_oodclip` runs offline, on real images, within seconds: a plain transformers
 `CLIPModel` with `CLIPProcessor`{size}, trained from scratch in {minutes:.0f} minutes ({threads} CPU threads).
 
-**It is for demonstrations and tests.** It is not an open-vocabulary model: it knows {num_seen} of the 200
+**It is for demonstrations and tests.** It is not an open-vocabulary model: it knows {num_seen} of {num_classes}
 Tiny-ImageNet classes and their WordNet parents, and on the text side the meaning of many nouns. Numbers made with it
 say nothing about a method on a full-size CLIP.
 
@@ -57,7 +59,7 @@ processor = CLIPProcessor.from_pretrained(hf_oodclip.pocket_path())
    encoder: names of classes and parents {fit_names:.2f}, less common nouns {fit_nouns:.2f}.
 2. **Images, {image_minutes} minutes, {image_steps:,} steps.** {stages}. Text tower locked; cross-entropy
    against captions of the classes, of their WordNet parents and of {distractors} random nouns a step.{extras} No
-   image, name or near synonym of the 30 held-out classes took part.
+   image, name or near synonym of the {num_held_out} held-out classes took part.
 
 {more}No OOD test set, and nothing made to look like one, took part in training or in the choice of a checkpoint.
 Seed {seed}; versions: {versions}. The whole log is `training.json`.
@@ -80,11 +82,12 @@ of WordNet 3.0 (WordNet licence).
 """
 
 
-def checkpoint_card(record: Mapping[str, Any]) -> str:
+def checkpoint_card(record: Mapping[str, Any], classes: Classes) -> str:
     """Return the text of README.md from what `training.json` holds; figures are left out while there are none.
 
     Args:
         record: As `pretrain_pocket.py` writes it.
+        classes: Those that were trained on and held out.
     """
     recipe, environment = record["recipe"], record["environment"]
     checkpoint, figures = record.get("checkpoint"), record.get("figures")
@@ -98,7 +101,9 @@ def checkpoint_card(record: Mapping[str, Any]) -> str:
         size=_size(checkpoint),
         minutes=sum(record["minutes"].values()),
         threads=environment["machine"]["threads"],
-        num_seen=170,
+        num_seen=len(classes.seen),
+        num_held_out=len(classes.held_out),
+        num_classes=len(classes.seen) + len(classes.held_out),
         patch=recipe["patch_size"],
         vision_width=recipe["vision"]["width"],
         vision_layers=recipe["vision"]["layers"],
@@ -141,10 +146,6 @@ def _wrapped(text: str) -> str:
 def _extras(record: Mapping[str, Any]) -> str:
     recipe = record["recipe"]
     said = ""
-    if recipe["shuffled"]:
-        said += f"""
-   {100 * recipe["shuffled"]:.0f} % of the training images were cut into tiles and shuffled, as examples of none of the
-   classes: any noun may fit them (Sinha et al., ICLR 2021)."""
     if recipe["mix"]:
         said += f"\n   {100 * recipe['mix']:.0f} % of the batches were mixed (mixup, CutMix)."
     if recipe["teacher"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from .captions import Captions
-from .images import SIDE, Images, augment, mix_images, shuffle_tiles, standardise
+from .images import SIDE, Images, augment, mix_images, standardise
 from .optimizer import MatrixOptimizer
 from .recipe import ImageStage, PocketRecipe, Tower
 from .tower import image_features, new_vision_tower
@@ -97,15 +97,11 @@ class ImageTraining:
         rows = self._rows(step, stage)[self.accelerator.process_index :: processes]
         pixels, labels = self.images.pixels[rows].to(device), self.images.labels[rows].to(device)
         crops = augment(pixels, stage.pixels, recipe.smallest_crop, generator)
-        # A text tower that has hardly learnt finds every noun near a class, and leaves none for these images.
-        without = round(recipe.shuffled * len(rows)) if len(self.captions.distractors) else 0
-        hidden, crops, labels = shuffle_tiles(crops[:without], generator), crops[without:], labels[without:]
         partner, share = None, 1.0
         if recipe.mix and torch.rand((), generator=generator, device=device).item() < recipe.mix:
             crops, partner, share = mix_images(crops, generator)
         scale = self.model.log_scale.exp()
-        embeds = image_features(self.model.clip, torch.cat([hidden, crops]), stage.kept_patches, generator)
-        nothing, embeds = embeds[:without], embeds[without:]
+        embeds = image_features(self.model.clip, crops, stage.kept_patches, generator)
         own, above = self.captions.loss(embeds, labels, scale, recipe.num_distractors, generator)
         if partner is not None:
             others = self.captions.loss(embeds, labels[partner], scale, recipe.num_distractors, generator)
@@ -116,10 +112,6 @@ class ImageTraining:
             followed = self._teacher_loss(crops, embeds, scale)
             loss = (1 - recipe.teacher.weight) * loss + recipe.teacher.weight * followed
             figures["teacher_loss"] = followed.item()
-        if without:
-            unseen = self.captions.nothing_loss(nothing, scale, recipe.num_distractors, generator)
-            loss = loss + (unseen - loss) * without / len(rows)
-            figures["shuffled_loss"] = unseen.item()
         self.optimizer.zero_grad()
         loss.backward()
         for values in self.model.parameters():

@@ -74,7 +74,6 @@ class PocketRecipe:
         num_distractors: Nouns that no image shows, a step.
         parent_weight: Weight of the loss for parents of a class.
         mix: Share of the batches that are mixed (half mixup, half CutMix).
-        shuffled: Share of the images that are cut into tiles and shuffled, as examples of none of the classes.
         smallest_crop: Least share of an image that a crop keeps.
         teacher: A larger tower to learn from, or None.
     """
@@ -109,7 +108,6 @@ class PocketRecipe:
     num_distractors: int = 256
     parent_weight: float = 0.4
     mix: float = 0.0
-    shuffled: float = 0.0
     smallest_crop: float = 0.35
     teacher: Teacher | None = None
 
