@@ -107,6 +107,7 @@ def measure(folder: Path, classes: Classes, validation: Images, data: Path, sets
         "accuracy": measure_accuracy(folder, classes, validation, data),
         "detection": measure_detection(folder, sets),
         "images_per_second": measure_speed(folder),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -147,9 +148,10 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
 def section(results: dict[str, dict[str, Any]]) -> str:
     """Return the table with what it says."""
     draws = len({(each["seed"], each["group"]) for record in results.values() for each in record["detection"]})
+    threads = next(iter(results.values()))["threads"]
     return f"""
 Zero-shot, in %, on Tiny-ImageNet's validation images and 2,000 CIFAR-10 test images. OOD detection: mean ± deviation
-over {draws} draws of 20 ID classes, 2,000 mined negatives. Images/s: the image tower alone on 2 CPU cores.
+over {draws} draws of 20 ID classes, 2,000 mined negatives. Images/s: the image tower alone on {threads} CPU threads.
 
 {markdown(results)}
 """

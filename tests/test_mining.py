@@ -195,8 +195,8 @@ def test_only_krnft_leaves_out_words_equal_to_a_label(tiny_encoder: TextEncoder)
 
 
 def test_words_too_long_for_the_text_tower_are_left_out_and_counted(tiny_encoder: TextEncoder) -> None:
-    # Of the 32 positions, start and end take 2, "the nice" 2 more, and "This is a" with "photo" 4.
-    fits = " ".join(["cat"] * 28)
+    # Of the 32 positions, start and end take 2; "This is a" with "photo" takes more than "the nice".
+    fits = " ".join(["cat"] * (32 - len(tiny_encoder.tokenizer("the nice").input_ids)))
     words = {"noun": ["fog", fits, fits + " cat", fits + " cat cat"], "adjective": ["wet", fits + " "]}
     mined = mine_negatives(["dog"], tiny_encoder, words=words, fraction=1.0)
     assert {kind: sorted(chosen) for kind, chosen in mined.words.items()} == {
