@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from hf_oodclip.training import pretrain_pocket
 from hf_oodclip.training.pocket.captions import VARIANTS, Captions
 from hf_oodclip.training.pocket.image_stage import ImageTraining, VisionTower, accuracy
-from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_images, standardise
+from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_images, shuffle_tiles, standardise
 from hf_oodclip.training.pocket.lexicon import Classes, build_lexicon, read_classes
 from hf_oodclip.training.pocket.optimizer import MatrixOptimizer
 from hf_oodclip.training.pocket.phases import run_phase
@@ -162,6 +162,53 @@ def test_loss_against_a_slow_reference(captions):
     assert above.item() == pytest.approx(np.mean(expected[1]), rel=1e-4)
 
 
+def test_loss_of_images_that_show_nothing_against_a_slow_reference(captions):
+    generator = torch.Generator().manual_seed(4)
+    embeds, count = normalize(torch.randn(3, 64, generator=generator), dim=-1), 30
+    found = captions.nothing_loss(embeds, torch.tensor(20.0), count, torch.Generator().manual_seed(9))
+
+    again, nodes = torch.Generator().manual_seed(9), len(captions.nodes)
+    variants = torch.randint(VARIANTS, (nodes,), generator=again).tolist()
+    nouns = torch.randint(len(captions.distractors), (count,), generator=again).tolist()
+    expected = []
+    for image in embeds.double():
+        shown = [math.exp(20 * float(image @ captions.nodes[n, variants[n]].double())) for n in range(nodes)]
+        other = [math.exp(20 * float(image @ captions.distractors[noun].double())) for noun in nouns]
+        expected.append(-math.log(sum(other) / (sum(other) + sum(shown))))
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shuffled_tiles_are_those_of_the_same_image(seed):
+    crops = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).view(2, 3, 32, 32)
+    shuffled = shuffle_tiles(crops, torch.Generator().manual_seed(seed))
+    across = 4 if shuffled[0, 0, 0, 4] == shuffled[0, 0, 0, 0] + 4 else 8
+
+    def tiles(images):
+        size = 32 // across
+        return [
+            {tuple(image[:, y : y + size, x : x + size].flatten().tolist()) for y in range(0, 32, size)
+             for x in range(0, 32, size)} for image in images
+        ]  # fmt: skip
+
+    assert tiles(shuffled) == tiles(crops)
+    assert not torch.equal(shuffled, crops)
+    # The order is each image's own.
+    assert not torch.equal(shuffled[1] - crops[1].min(), shuffled[0] - crops[0].min())
+
+
+def test_shuffled_images_have_a_loss_of_their_own(recipe, captions, images):
+    def first_step(share):
+        chosen = dataclasses.replace(recipe, shuffled=share, mix=0.0)
+        training = ImageTraining(
+            "image", chosen, chosen.vision, chosen.stages, captions, images, Accelerator(cpu=True)
+        )
+        return training.step(0)
+
+    assert set(first_step(0.25)) == {"class_loss", "parent_loss", "shuffled_loss"}
+    assert set(first_step(0.0)) == {"class_loss", "parent_loss"}
+
+
 def test_crops_depend_on_the_generator_alone(images):
     first, again = (augment(images.pixels, 32, 0.35, torch.Generator().manual_seed(5)) for _ in range(2))
     other = augment(images.pixels, 32, 0.35, torch.Generator().manual_seed(6))
@@ -271,25 +318,6 @@ def test_a_checkpoint_depends_on_settings_and_data(recipe, images):
     assert set(pretrain_pocket.TEXT_FIELDS) <= set(fields)
 
 
-def test_the_logit_scale_ends_at_that_of_clip(recipe, captions, images):
-    def scales(full_scale_from: float) -> list[float]:
-        chosen = dataclasses.replace(recipe, full_scale_from=full_scale_from)
-        training = ImageTraining(
-            "image", chosen, recipe.vision, chosen.stages, captions, images, Accelerator(cpu=True)
-        )
-        found = []
-        for step in range(training.num_steps):
-            training.step(step)
-            found.append(float(training.model.log_scale.detach().exp()))
-        return found
-
-    forced, free = scales(0.5), scales(0.0)
-    assert forced == sorted(forced)
-    assert forced[-1] == pytest.approx(100)
-    assert forced[0] < 30
-    assert free[-1] < 50
-
-
 def test_each_image_is_taken_once_an_epoch(recipe, captions, images):
     training = ImageTraining("image", recipe, recipe.vision, recipe.stages, captions, images, Accelerator(cpu=True))
     taken = torch.cat([training._rows(step, training.stage_of(step)[0]) for step in range(5)])
@@ -303,7 +331,7 @@ def test_a_tower_that_follows_a_teacher_says_so(recipe, captions, images):
     training = ImageTraining(
         "image", recipe, recipe.vision, recipe.stages, captions, images, Accelerator(cpu=True), teacher=teacher
     )
-    assert set(training.step(0)) == {"class_loss", "parent_loss", "teacher_loss"}
+    assert set(training.step(0)) == {"class_loss", "parent_loss", "shuffled_loss", "teacher_loss"}
     assert all(values.grad is None for values in teacher.parameters())
 
 
@@ -386,7 +414,7 @@ def test_the_program_from_end_to_end(wordnet_folder, id_dataset, tmp_path):
 
     # Other image stages, with the text tower of the first run.
     values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
-    values |= {"stages": [{"pixels": 64, "steps": 2, "batch_size": 16}], "teacher": None, "full_scale_from": 0.5}
+    values |= {"stages": [{"pixels": 64, "steps": 2, "batch_size": 16}], "teacher": None}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
     shutil.copytree(tmp_path / "run" / "checkpoints" / "text", tmp_path / "again" / "checkpoints" / "text")
     other = {"recipe": str(tmp_path / "other.yaml"), "smoke": False, "resume": True, "output_dir": tmp_path / "again"}
@@ -394,4 +422,3 @@ def test_the_program_from_end_to_end(wordnet_folder, id_dataset, tmp_path):
     again = json.loads((tmp_path / "again" / "training.json").read_text())
     assert again["text"] == record["text"]
     assert [each["step"] for each in again["image"]["history"]] == [2]
-    assert float(CLIPModel.from_pretrained(tmp_path / "again" / "checkpoint").logit_scale.exp()) > 14.3

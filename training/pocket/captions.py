@@ -94,17 +94,34 @@ class Captions:
             num_distractors: Nouns drawn.
             generator: On the device of the captions.
         """
-        count, available = len(self.nodes), len(self.distractors)
-        captions = self.nodes[torch.arange(count, device=self.nodes.device), _draw(VARIANTS, count, generator)]
-        # A text tower that has hardly learnt finds every noun near a class.
-        nouns = _draw(max(1, available), num_distractors if available else 0, generator)
-        logits = scale * (images @ torch.cat([captions, self.distractors[nouns]]).T)
+        logits, nouns = self._logits(images, scale, num_distractors, generator)
         right = torch.cat([self.positive[labels], self.forbidden[labels][:, nouns]], dim=1)
         others = logits.masked_fill(right, float("-inf")).logsumexp(1)
         rows = torch.arange(len(labels), device=logits.device)
         parents = self.parents[labels, _draw(self.parents.shape[1], len(labels), generator)]
         own, above = (logits[rows, places] for places in (labels, parents))
         return (torch.logaddexp(others, own) - own).mean(), (torch.logaddexp(others, above) - above).mean()
+
+    def nothing_loss(self, images: Tensor, scale: Tensor, num_distractors: int, generator: torch.Generator) -> Tensor:
+        """Return the loss for images that show no class: any noun may be right, no class and no parent is.
+
+        Args:
+            images: Unit features `[B, D]`.
+            scale, num_distractors, generator: As in `loss`.
+        """
+        logits, _ = self._logits(images, scale, num_distractors, generator)
+        return (logits.logsumexp(1) - logits[:, len(self.nodes) :].logsumexp(1)).mean()
+
+    def _logits(
+        self, images: Tensor, scale: Tensor, num_distractors: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits of one caption a class and parent, and of random nouns; and which nouns these are."""
+        count = len(self.nodes)
+        captions = self.nodes[torch.arange(count, device=self.nodes.device), _draw(VARIANTS, count, generator)]
+        # A text tower that has hardly learnt finds every noun near a class.
+        available = len(self.distractors)
+        nouns = _draw(max(1, available), num_distractors if available else 0, generator)
+        return scale * (images @ torch.cat([captions, self.distractors[nouns]]).T), nouns
 
     def class_logits(self, images: Tensor, scale: Tensor | float) -> Tensor:
         """Return the logits of all classes in the plainest template, `[B, N]`."""

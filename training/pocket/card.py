@@ -146,6 +146,10 @@ def _wrapped(text: str) -> str:
 def _extras(record: Mapping[str, Any]) -> str:
     recipe = record["recipe"]
     said = ""
+    if recipe["shuffled"]:
+        said += f"""
+   {100 * recipe["shuffled"]:.0f} % of the training images were cut into tiles and shuffled, as examples of none of the
+   classes: any noun may fit them (Sinha et al., ICLR 2021)."""
     if recipe["mix"]:
         said += f"\n   {100 * recipe['mix']:.0f} % of the batches were mixed (mixup, CutMix)."
     if recipe["teacher"]:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from .captions import Captions
-from .images import SIDE, Images, augment, mix_images, standardise
+from .images import SIDE, Images, augment, mix_images, shuffle_tiles, standardise
 from .optimizer import MatrixOptimizer
 from .recipe import ImageStage, PocketRecipe, Tower
 from .tower import image_features, new_vision_tower
 
 __all__ = ["ImageTraining", "VisionTower", "accuracy"]
 
-FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
+LARGEST_SCALE = 100.0
 
 
 class VisionTower(nn.Module):
@@ -28,7 +28,7 @@ class VisionTower(nn.Module):
     def __init__(self, recipe: PocketRecipe, tower: Tower) -> None:
         super().__init__()
         self.clip = new_vision_tower(recipe, tower, SIDE)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
 class ImageTraining:
@@ -97,11 +97,15 @@ class ImageTraining:
         rows = self._rows(step, stage)[self.accelerator.process_index :: processes]
         pixels, labels = self.images.pixels[rows].to(device), self.images.labels[rows].to(device)
         crops = augment(pixels, stage.pixels, recipe.smallest_crop, generator)
+        # A text tower that has hardly learnt finds every noun near a class, and leaves none for these images.
+        without = round(recipe.shuffled * len(rows)) if len(self.captions.distractors) else 0
+        hidden, crops, labels = shuffle_tiles(crops[:without], generator), crops[without:], labels[without:]
         partner, share = None, 1.0
         if recipe.mix and torch.rand((), generator=generator, device=device).item() < recipe.mix:
             crops, partner, share = mix_images(crops, generator)
         scale = self.model.log_scale.exp()
-        embeds = image_features(self.model.clip, crops, stage.kept_patches, generator)
+        embeds = image_features(self.model.clip, torch.cat([hidden, crops]), stage.kept_patches, generator)
+        nothing, embeds = embeds[:without], embeds[without:]
         own, above = self.captions.loss(embeds, labels, scale, recipe.num_distractors, generator)
         if partner is not None:
             others = self.captions.loss(embeds, labels[partner], scale, recipe.num_distractors, generator)
@@ -112,6 +116,10 @@ class ImageTraining:
             followed = self._teacher_loss(crops, embeds, scale)
             loss = (1 - recipe.teacher.weight) * loss + recipe.teacher.weight * followed
             figures["teacher_loss"] = followed.item()
+        if without:
+            unseen = self.captions.nothing_loss(nothing, scale, recipe.num_distractors, generator)
+            loss = loss + (unseen - loss) * without / len(rows)
+            figures["shuffled_loss"] = unseen.item()
         self.optimizer.zero_grad()
         loss.backward()
         for values in self.model.parameters():
@@ -119,17 +127,12 @@ class ImageTraining:
                 values.grad = self.accelerator.reduce(values.grad, "mean")
         self.optimizer.step()
         with torch.no_grad():
-            self.model.log_scale.clamp_(math.log(self._least_scale(done)), math.log(LARGEST_SCALE))
+            self.model.log_scale.clamp_(0, math.log(LARGEST_SCALE))
             # A mean over few steps at first, or the initial weights would stay in it for long.
             decay = min(recipe.average, (1 + step) / (10 + step))
             for key, values in self.model.state_dict().items():
                 self.averaged[key].lerp_(values, 1 - decay)
         return figures
-
-    def _least_scale(self, done: float) -> float:
-        if not self.recipe.full_scale_from:
-            return 1.0
-        return FIRST_SCALE + (LARGEST_SCALE - FIRST_SCALE) * min(1, done / self.recipe.full_scale_from)
 
     def _teacher_loss(self, crops: Tensor, embeds: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():

@@ -16,7 +16,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from hf_oodclip.dataset_images import image_reader
 from hf_oodclip.errors import DataError
 
-__all__ = ["MEAN", "SIDE", "STD", "Images", "augment", "load_images", "mix_images", "standardise"]
+__all__ = ["MEAN", "SIDE", "STD", "Images", "augment", "load_images", "mix_images", "shuffle_tiles", "standardise"]
 
 SIDE = 64
 # Of the Tiny-ImageNet training images; they become part of the image processor.
@@ -108,6 +108,25 @@ def augment(pixels: Tensor, side: int, smallest_crop: float, generator: torch.Ge
     brightness = torch.empty(count, 1, 1, 1, device=device).normal_(0, 0.15, generator=generator)
     coloured = grey + (crops - grey) * uniform(0.6, 1.4, count, 1, 1, 1)
     return coloured * uniform(0.7, 1.3, count, 1, 1, 1) + brightness
+
+
+def shuffle_tiles(crops: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images whose tiles lie in random order, so that what they showed can no longer be seen.
+
+    By half they are cut into 4 x 4 tiles, by half into 8 x 8, all of a call alike.
+
+    Args:
+        crops: `[B, 3, S, S]`, S a multiple of 8.
+        generator: On the device of the crops.
+
+    Source: such images as examples of nothing in particular: Sinha et al., Negative Data Augmentation, ICLR 2021.
+    """
+    count, channels, side, _ = crops.shape
+    across = 4 if torch.rand((), generator=generator, device=crops.device).item() < 0.5 else 8
+    tiles = crops.unflatten(3, (across, -1)).unflatten(2, (across, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(count, across**2, generator=generator, device=crops.device).argsort(dim=1)
+    tiles = tiles[torch.arange(count, device=crops.device)[:, None], order]
+    return tiles.unflatten(1, (across, across)).permute(0, 3, 1, 4, 2, 5).reshape(count, channels, side, side)
 
 
 def mix_images(crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:

@@ -69,11 +69,10 @@ class PocketRecipe:
         learning_rate, weight_decay: Of the image stages: Muon for matrices, AdamW for the rest.
         warmup_steps, decay_from: The rate rises over the first, and falls to 0 from that share of the work on.
         average: Decay of the running mean of the weights that is exported; 0 exports the last weights.
-        full_scale_from: Share of the work from which on the logit scale is 100, as CLIP's is: its least value rises
-            evenly until then. 0 leaves it to the loss, which may end anywhere up to 100.
         num_distractors: Nouns that no image shows, a step.
         parent_weight: Weight of the loss for parents of a class.
         mix: Share of the batches that are mixed (half mixup, half CutMix).
+        shuffled: Share of the images that are cut into tiles and shuffled, as examples of none of the classes.
         smallest_crop: Least share of an image that a crop keeps.
         teacher: A larger tower to learn from, or None.
     """
@@ -104,10 +103,10 @@ class PocketRecipe:
     warmup_steps: int = 100
     decay_from: float = 0.35
     average: float = 0.998
-    full_scale_from: float = 0.0
     num_distractors: int = 256
     parent_weight: float = 0.4
     mix: float = 0.0
+    shuffled: float = 0.0
     smallest_crop: float = 0.35
     teacher: Teacher | None = None
 
