@@ -91,8 +91,11 @@ def test_speed_is_that_of_the_image_tower():
 
 def test_shown_table_is_the_recorded_one_of_the_logged_run():
     results = json.loads((ROOT / "evaluation/results/pocket_comparison.json").read_text(encoding="utf-8"))
-    training = json.loads((ROOT / "evaluation/results/pocket_training.json").read_text(encoding="utf-8"))
-    assert results["checkpoints"]["ours"]["sha256"] == training["checkpoint"]["sha256"]
+    for name, log in (("ours", ""), ("without shuffled images", "_without-shuffled")):
+        training = json.loads((ROOT / f"evaluation/results/pocket_training{log}.json").read_text(encoding="utf-8"))
+        found = results["checkpoints"][name]
+        assert found["sha256"] == training["checkpoint"]["sha256"]
+        assert found["accuracy"]["seen_top1"] == pytest.approx(100 * training["figures"]["seen_top1"], abs=1e-3)
     shipped = (Path(pocket_path()) / "model.safetensors").read_bytes()
     assert results["checkpoints"]["trial"]["sha256"] == hashlib.sha256(shipped).hexdigest()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
