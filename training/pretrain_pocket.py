@@ -84,11 +84,17 @@ def main(
         quickly = Images(checked.pixels[::4], checked.labels[::4])
         fields, words = chosen.to_dict(), dataclasses.asdict(lexicon)
         text_digest = _digest({**{name: fields[name] for name in TEXT_FIELDS}, "words": words})
-        digest = _digest({**fields, "more_text_steps": None, "words": words}, seen, checked)
-        last_digest = _digest({**fields, "words": words}, seen, checked)
+        image_digest, *shorter = (
+            _digest({**each.to_dict(), "description": None, "more_text_steps": None, "words": words}, seen, checked)
+            for each in (chosen, *chosen.shorter())
+        )
+        last_digest = _digest({**fields, "description": None, "words": words}, seen, checked)
         records: dict[str, Any] = {}
 
-        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device)
+        tokenizer_folder = output_dir / "checkpoints" / "tokenizer"
+        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device, tokenizer_folder)
+        if is_main:
+            text.tokenizer.save_pretrained(tokenizer_folder)
         # Only the image stages share their steps; the text stage is short, and the same everywhere.
         records["text"] = run_phase(
             text, output_dir / "checkpoints" / "text", text_digest, measure=text.fit,
@@ -109,7 +115,7 @@ def main(
                 captions, seen, accelerator, teacher=tower,
             )  # fmt: skip
             records[name] = run_phase(
-                training, output_dir / "checkpoints" / name, digest,
+                training, output_dir / "checkpoints" / name, image_digest, shorter=shorter,
                 measure=lambda training=training: _measure(training, quickly, captions, held_out),
                 every=max(1, training.num_steps // 20), is_main=is_main, say=say,
             )  # fmt: skip

@@ -64,18 +64,26 @@ class ImageTraining:
         self.averaged = {key: values.detach().clone() for key, values in self.model.state_dict().items()}
         self.optimizer = MatrixOptimizer(self.model, recipe.learning_rate, recipe.weight_decay)
         self.num_steps = sum(stage.steps for stage in stages)
-        self.work = [stage.work(recipe.patch_size) for stage in stages]
         self.pixels = self.stages[0].pixels
         self._epoch = -1
 
     def stage_of(self, step: int) -> tuple[ImageStage, float]:
-        """Return the stage of a step, and the share of all work that is done before it."""
-        done = 0.0
-        for stage, work in zip(self.stages, self.work, strict=True):
+        """Return the stage of a step, and its learning rate as a share of the highest."""
+        for place, stage in enumerate(self.stages):
             if step < stage.steps:
-                return stage, (done + work * step / stage.steps) / sum(self.work)
-            done, step = done + work, step - stage.steps
-        return self.stages[-1], 1.0
+                return stage, self._rate(place, step)
+            step -= stage.steps
+        return self.stages[-1], 0.0
+
+    def _rate(self, place: int, step: int) -> float:
+        starts = [index for index, stage in enumerate(self.stages) if stage.restart and index] + [len(self.stages)]
+        end = next(index for index in starts if index > place)
+        first = max([0, *(index for index in starts if index <= place)])
+        work = [stage.work(self.recipe.patch_size) for stage in self.stages]
+        done = sum(work[first:place]) + work[place] * step / self.stages[place].steps
+        risen = sum(stage.steps for stage in self.stages[first:place]) + step + 1
+        left = (1 - done / sum(work[first:end])) / (1 - self.recipe.decay_from)
+        return (self.stages[first].restart or 1) * min(1, risen / self.recipe.warmup_steps) * min(1, left)
 
     def images_before(self, step: int) -> int:
         """Return how many images the steps before one take."""
@@ -87,10 +95,9 @@ class ImageTraining:
 
     def step(self, step: int) -> dict[str, float]:
         """Do one optimizer step, and return its figures."""
-        recipe, (stage, done) = self.recipe, self.stage_of(step)
+        recipe, (stage, rate) = self.recipe, self.stage_of(step)
         self.pixels = stage.pixels
-        left = (1 - done) / (1 - recipe.decay_from)
-        self.optimizer.set_rate(recipe.learning_rate * min(1, (step + 1) / recipe.warmup_steps) * min(1, left))
+        self.optimizer.set_rate(recipe.learning_rate * rate)
         device, processes = self.accelerator.device, self.accelerator.num_processes
         generator = torch.Generator(device)
         generator.manual_seed(private_seed(recipe.seed, self.name, step, self.accelerator.process_index))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from hf_oodclip.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from torch import Tensor
+
+from hf_oodclip.errors import CheckpointError
 
 __all__ = ["Phase", "run_phase"]
 
@@ -37,6 +39,7 @@ def run_phase(
     is_main: bool,
     say: Callable[[str], None],
     minutes_between: float = 5.0,
+    shorter: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train to the end, and return what was logged: `history`, `evaluations`, `seconds`.
 
@@ -49,11 +52,12 @@ def run_phase(
         is_main: Whether this process writes and speaks.
         say: Called with a line of progress.
         minutes_between: Minutes between checkpoints.
+        shorter: Hashes of recipes that this one begins with: it goes on from their checkpoints too.
     """
     averaged: dict[str, Tensor] = getattr(phase, "averaged", {})
     record: dict[str, Any] = {"history": [], "evaluations": [], "seconds": 0.0}
     first = 0
-    if (found := latest_checkpoint(folder, digest)) is not None:
+    if (found := _latest(folder, [digest, *shorter])) is not None:
         phase.model.load_state_dict(found.parameters)
         phase.optimizer.load_state_dict(found.optimizer)
         for name, values in found.best.items():
@@ -86,3 +90,13 @@ def run_phase(
             save_checkpoint(folder, Checkpoint(done, state, optimizer, record, kept), digest)
             saved = time.monotonic()
     return record
+
+
+def _latest(folder: Path, digests: Sequence[str]) -> Checkpoint | None:
+    refused: list[CheckpointError] = []
+    for digest in digests:
+        try:
+            return latest_checkpoint(folder, digest)
+        except CheckpointError as error:
+            refused.append(error)
+    raise refused[0]

@@ -32,12 +32,15 @@ class ImageStage:
         pixels: Side of the images.
         steps, batch_size: Optimizer steps, and images a step over all processes.
         kept_patches: Share of the patches the tower sees; the others are dropped at random.
+        restart: Share of the learning rate that it starts anew with, to go on after a finished training; 0 goes on
+            with the stage before.
     """
 
     pixels: int
     steps: int
     batch_size: int
     kept_patches: float = 1.0
+    restart: float = 0.0
 
     def work(self, patch_size: int) -> float:
         """Return what the stage costs, in patches."""
@@ -67,7 +70,8 @@ class PocketRecipe:
         more_text_steps: Steps of reading on after the images, with captions pinned.
         stages: The image stages, one after the other.
         learning_rate, weight_decay: Of the image stages: Muon for matrices, AdamW for the rest.
-        warmup_steps, decay_from: The rate rises over the first, and falls to 0 from that share of the work on.
+        warmup_steps, decay_from: The rate rises over the first, and falls to 0 from that share of the work on; so
+            again after a restart.
         average: Decay of the running mean of the weights that is exported; 0 exports the last weights.
         num_distractors: Nouns that no image shows, a step.
         parent_weight: Weight of the loss for parents of a class.
@@ -113,6 +117,11 @@ class PocketRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return dataclasses.asdict(self)
+
+    def shorter(self) -> list[PocketRecipe]:
+        """Return the recipes that this one goes on from: its stages before each restart, longest first."""
+        places = [place for place, stage in enumerate(self.stages) if place and stage.restart]
+        return [dataclasses.replace(self, stages=self.stages[:place]) for place in reversed(places)]
 
 
 def list_pocket_recipes() -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hf_oodclip.errors import DataError
 
@@ -94,9 +95,12 @@ class TextStage:
         lexicon: What is read.
         source: The sentence encoder.
         device: Where it runs.
+        kept: Folder of the tokenizer of an interrupted run, to go on with: its tower knows no other.
     """
 
-    def __init__(self, recipe: PocketRecipe, lexicon: Lexicon, source: str, device: torch.device) -> None:
+    def __init__(
+        self, recipe: PocketRecipe, lexicon: Lexicon, source: str, device: torch.device, kept: Path | None = None
+    ) -> None:
         self.recipe, self.device, self.num_steps = recipe, device, recipe.text_steps
         own = [*(word for words in lexicon.names.values() for word in words), *lexicon.parents]
         common = lexicon.nouns[: lexicon.num_common]
@@ -104,7 +108,10 @@ class TextStage:
         self.groups.append(list(lexicon.pairs))
         corpus = [*own * 20, *common, *lexicon.nouns, *lexicon.adjectives, *lexicon.glosses, *lexicon.pairs]
         corpus += [template.format("x") for template in TEMPLATES] * 200
-        self.tokenizer = train_tokenizer(corpus, recipe.vocab_size, POSITIONS)
+        if kept is not None and (kept / "tokenizer.json").is_file():
+            self.tokenizer = CLIPTokenizer.from_pretrained(kept)
+        else:
+            self.tokenizer = train_tokenizer(corpus, recipe.vocab_size, POSITIONS)
         self.space = Space(source, lexicon.nouns, recipe.projection_dim, device)
         self.texts = list(dict.fromkeys(text for group in self.groups for text in group))
         self.place = {text: place for place, text in enumerate(self.texts)}

@@ -26,7 +26,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 32)
     # CLIPTokenizer's own training would leave out the bytes that it has not met at the end of a word.
     tokens = [*alphabet, *(letter + END_OF_WORD for letter in alphabet)]
     untrained = CLIPTokenizer(vocab={EOS: 0, BOS: 1}, merges=[])
-    trained = untrained.train_new_from_iterator(texts, vocab_size, initial_alphabet=alphabet, show_progress=False)
+    # Named beforehand, letters keep their order, by which merges of equal frequency are ranked: the same every time.
+    trained = untrained.train_new_from_iterator(
+        texts, vocab_size, new_special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
     vocab = {token: place for place, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
     for merge in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]:
