@@ -83,21 +83,23 @@ def main(
         # A quarter of them for the learning curve; the figures at the end are of all.
         quickly = Images(checked.pixels[::4], checked.labels[::4])
         fields, words = chosen.to_dict(), dataclasses.asdict(lexicon)
-        text_digest = _digest({**{name: fields[name] for name in TEXT_FIELDS}, "words": words})
+        read = {**{name: fields[name] for name in TEXT_FIELDS}, "words": words}
+        text_digest = _digest(read)
+        # Reading on needs no image either: a longer recipe need not repeat it.
+        last_digest = _digest({**read, "more_text_steps": chosen.more_text_steps, "held_out": split.held_out})
         image_digest, *shorter = (
             _digest({**each.to_dict(), "description": None, "more_text_steps": None, "words": words}, seen, checked)
             for each in (chosen, *chosen.shorter())
         )
-        last_digest = _digest({**fields, "description": None, "words": words}, seen, checked)
         records: dict[str, Any] = {}
 
-        tokenizer_folder = output_dir / "checkpoints" / "tokenizer"
-        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device, tokenizer_folder)
+        text_folder = output_dir / "checkpoints" / "text"
+        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device, text_folder)
         if is_main:
-            text.tokenizer.save_pretrained(tokenizer_folder)
+            text.tokenizer.save_pretrained(text_folder)
         # Only the image stages share their steps; the text stage is short, and the same everywhere.
         records["text"] = run_phase(
-            text, output_dir / "checkpoints" / "text", text_digest, measure=text.fit,
+            text, text_folder, text_digest, measure=text.fit,
             every=chosen.text_steps, is_main=is_main, say=say,
         )  # fmt: skip
         text.model.eval()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from hf_oodclip.training.pocket.images import Images, augment, load_images, mix_
 from hf_oodclip.training.pocket.lexicon import Classes, build_lexicon, read_classes
 from hf_oodclip.training.pocket.optimizer import MatrixOptimizer
 from hf_oodclip.training.pocket.phases import run_phase
-from hf_oodclip.training.pocket.recipe import FOLDER, list_pocket_recipes, load_pocket_recipe
+from hf_oodclip.training.pocket.recipe import FOLDER, ImageStage, list_pocket_recipes, load_pocket_recipe
 from hf_oodclip.training.pocket.text_stage import MoreText, TextStage
 from hf_oodclip.training.pocket.tokenizer import train_tokenizer
 from hf_oodclip.training.pocket.tower import image_features
@@ -28,7 +29,7 @@ from pocket_sources import write_classes, write_images, write_sentence_encoder, 
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from hf_oodclip.errors import DataError, UnknownNameError
+from hf_oodclip.errors import CheckpointError, DataError, UnknownNameError
 
 SIZES = {"nouns": 300, "common": 200, "adjectives": 10, "glosses": 20, "pairs": 20}
 
@@ -111,6 +112,24 @@ def test_tokenizer_spells_what_it_never_met(lexicon):
     ids = tokenizer("ß 漢 goldfish").input_ids
     assert ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "").endswith("goldfish")
+
+
+def test_tokenizer_is_the_same_every_time():
+    # Many merges of equal frequency: their order must not hang on that of a hash table.
+    words = ["".join(pair) for pair in itertools.product("abcdefgh", "stuvwxyz")]
+    first, *others = (train_tokenizer(words, 600).get_vocab() for _ in range(4))
+    assert all(vocab == first for vocab in others)
+
+
+def test_an_interrupted_run_keeps_its_tokenizer(recipe, lexicon, tmp_path):
+    encoder = str(write_sentence_encoder(tmp_path / "encoder"))
+    kept = train_tokenizer(["quite other words"], recipe.vocab_size)
+    kept.save_pretrained(tmp_path)
+    found = [
+        TextStage(recipe, lexicon, encoder, torch.device("cpu"), folder).tokenizer.get_vocab()
+        for folder in (tmp_path, tmp_path / "nothing")
+    ]
+    assert found[0] == kept.get_vocab() != found[1]
 
 
 @pytest.mark.parametrize("side", [64, 32])
@@ -281,6 +300,72 @@ def test_an_interrupted_run_ends_at_the_same_weights(recipe, captions, images, t
         assert torch.equal(whole.averaged[name], rest.averaged[name]), name
 
 
+def test_a_longer_recipe_goes_on_from_a_shorter_one(recipe, captions, images, tmp_path):
+    stages = (*recipe.stages, dataclasses.replace(recipe.stages[-1], steps=6, restart=0.5))
+    longer = dataclasses.replace(recipe, stages=stages, warmup_steps=2)
+    (shorter,) = longer.shorter()
+    assert shorter.stages == recipe.stages
+    assert shorter.shorter() == []
+
+    def go(chosen, folder, digest, shorter=()):
+        each = ImageTraining("image", chosen, chosen.vision, chosen.stages, captions, images, Accelerator(cpu=True))
+        run_phase(
+            each, folder, digest, measure=lambda: {"x": 1.0}, every=50, is_main=True, say=lambda line: None,
+            minutes_between=60.0, shorter=shorter,
+        )  # fmt: skip
+        return each
+
+    whole = go(longer, tmp_path / "whole", "longer")
+    go(shorter, tmp_path / "parts", "shorter")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        go(longer, tmp_path / "parts", "longer", ["shortest"])
+    rest = go(longer, tmp_path / "parts", "longer", ["shortest", "shorter"])
+    again = go(longer, tmp_path / "parts", "longer", ["shorter"])
+    for name, values in whole.model.state_dict().items():
+        assert torch.equal(values, rest.model.state_dict()[name]), name
+        assert torch.equal(whole.averaged[name], rest.averaged[name]), name
+        assert torch.equal(values, again.model.state_dict()[name]), name
+
+
+def test_towers_at_the_ends_of_cycles_are_averaged(recipe, captions, images):
+    stages = (
+        ImageStage(64, 2, 8),
+        ImageStage(64, 2, 8, restart=0.5),
+        ImageStage(64, 1, 8),
+        ImageStage(64, 2, 8, restart=1.0),
+    )
+    training = ImageTraining("image", recipe, recipe.vision, stages, captions, images, Accelerator(cpu=True))
+    ends = []
+    for step in range(7):
+        training.step(step)
+        if step in (1, 4, 6):
+            ends.append({name: training.averaged[name].clone() for name in training.model.state_dict()})
+        found = training.averaged_tower().state_dict()
+        running = {name: training.averaged[name] for name in found}
+        parts = [*ends[:-1], running] if step in (1, 4, 6) else [*ends, running]
+        for name, values in found.items():
+            expected = torch.stack([part[name].double() for part in parts]).mean(0)
+            assert torch.allclose(values.double(), expected, atol=1e-6), (step, name)
+    assert not torch.equal(ends[0]["log_scale"], ends[2]["log_scale"])
+
+
+def test_the_learning_rate_by_hand(recipe, captions, images):
+    stages = [
+        ImageStage(64, 10, 16),
+        ImageStage(64, 10, 16),
+        ImageStage(64, 10, 16, restart=0.5),
+        ImageStage(64, 20, 8),
+    ]
+    chosen = dataclasses.replace(recipe, stages=tuple(stages), warmup_steps=4, decay_from=0.5)
+    training = ImageTraining("image", chosen, chosen.vision, stages, captions, images, Accelerator(cpu=True))
+    found = {step: training.stage_of(step) for step in range(51)}
+    assert [found[step][0] for step in (0, 9, 10, 19, 20, 29, 30, 49)] == [s for s in stages for _ in range(2)]
+    rates = {0: 0.25, 3: 1, 10: 1, 15: 0.5, 19: 0.1, 20: 0.125, 23: 0.5, 30: 0.5, 40: 0.25, 49: 0.025, 50: 0}
+    assert {step: found[step][1] for step in rates} == pytest.approx(rates)
+    alone = ImageTraining("image", chosen, chosen.vision, stages[:2], captions, images, Accelerator(cpu=True))
+    assert [alone.stage_of(step) for step in range(20)] == [found[step] for step in range(20)]
+
+
 def test_text_read_later_leaves_the_captions_where_they_were(recipe, lexicon, tmp_path, monkeypatch):
     encoder = write_sentence_encoder(tmp_path / "encoder")
     stage = TextStage(dataclasses.replace(recipe, more_text_steps=12), lexicon, str(encoder), torch.device("cpu"))
@@ -422,3 +507,19 @@ def test_the_program_from_end_to_end(wordnet_folder, id_dataset, tmp_path):
     again = json.loads((tmp_path / "again" / "training.json").read_text())
     assert again["text"] == record["text"]
     assert [each["step"] for each in again["image"]["history"]] == [2]
+
+    # The finished run, longer: text, teacher and first image stages stay as they are.
+    values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    values["stages"].append({"pixels": 64, "steps": 3, "batch_size": 16, "restart": 0.5})
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump({**values, "description": "Smoke, and more of it."}))
+    pretrain_pocket.main(**{**settings, "recipe": str(tmp_path / "longer.yaml"), "smoke": False, "resume": True})
+    longer = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert [longer[name] for name in ("text", "teacher", "more_text")] == [
+        record[name] for name in ("text", "teacher", "more_text")
+    ]
+    assert longer["image"]["history"][:-1] == record["image"]["history"]
+    assert longer["image"]["history"][-1]["step"] == 21
+    assert longer["checkpoint"]["sha256"] != record["checkpoint"]["sha256"]
+    assert "16 images at 64 px, the learning rate anew from 50 %" in " ".join(
+        (folder / "README.md").read_text().split()
+    )

@@ -94,6 +94,7 @@ def checkpoint_card(record: Mapping[str, Any], classes: Classes) -> str:
     stages = ", then ".join(
         f"{each['steps']:,} steps of {each['batch_size']} images at {each['pixels']} px"
         + (f" ({100 * each['kept_patches']:.0f} % of the patches)" if each["kept_patches"] < 1 else "")
+        + (f", the learning rate anew from {100 * each['restart']:.0f} %" if each.get("restart") else "")
         for each in recipe["stages"]
     )
     fit = record["text"]["evaluations"][-1]
@@ -150,6 +151,8 @@ def _extras(record: Mapping[str, Any]) -> str:
         said += f"""
    {100 * recipe["shuffled"]:.0f} % of the training images were cut into tiles and shuffled, as examples of none of the
    classes: any noun may fit them (Sinha et al., ICLR 2021)."""
+    if any(each.get("restart") for each in recipe["stages"]):
+        said += " The tower is the mean of those with which the rate was low (Izmailov et al., UAI 2018)."
     if recipe["mix"]:
         said += f"\n   {100 * recipe['mix']:.0f} % of the batches were mixed (mixup, CutMix)."
     if recipe["teacher"]:

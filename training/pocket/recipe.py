@@ -32,8 +32,8 @@ class ImageStage:
         pixels: Side of the images.
         steps, batch_size: Optimizer steps, and images a step over all processes.
         kept_patches: Share of the patches the tower sees; the others are dropped at random.
-        restart: Share of the learning rate that it starts anew with, to go on after a finished training; 0 goes on
-            with the stage before.
+        restart: Share of the learning rate that it starts anew with, to go on after a finished training, in a new
+            cycle; 0 goes on with the stage before. The towers at the ends of cycles are averaged.
     """
 
     pixels: int

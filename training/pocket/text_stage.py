@@ -95,7 +95,7 @@ class TextStage:
         lexicon: What is read.
         source: The sentence encoder.
         device: Where it runs.
-        kept: Folder of the tokenizer of an interrupted run, to go on with: its tower knows no other.
+        kept: Folder that may hold the tokenizer of an interrupted run, to go on with: its tower knows no other.
     """
 
     def __init__(
