@@ -272,10 +272,21 @@ def main(
     order = list(METHODS)
     summary = summarise(sorted(records, key=lambda record: order.index(record["method"])))
     (output / "table-all.md").write_text(markdown(summary), encoding="utf-8")
+    (output / "summary.json").write_text(_without_records(summary, describe_environment(seeds)), encoding="utf-8")
     own = [row for row in summary if row["score"] in OWN_SCORES.get(row["method"], ("neglabel",))]
     table = markdown(own)
     (output / "table.md").write_text(table, encoding="utf-8")
     typer.echo(table)
+
+
+def _without_records(summary: list[dict[str, Any]], environment: dict[str, Any]) -> str:
+    """Return what is worth keeping as JSON, one line a row."""
+    rounded = [
+        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+        for row in summary
+    ]
+    rows = ",\n".join(json.dumps(row) for row in rounded)
+    return f'{{"environment": {json.dumps(environment)},\n"summary": [\n{rows}\n]}}\n'
 
 
 if __name__ == "__main__":

@@ -94,9 +94,10 @@ def test_what_is_printed_is_the_table_and_the_decisions(demo):
 
 def test_the_pocket_clip_detects_far_images(demo):
     _, results, _ = demo
-    assert max(each["auroc"] for each in results["detection"] if each["role"] == "far") >= 0.85
-    # Bands around the measured 68.5 % and 94.8 %, wide enough for another build of the same arithmetic.
-    assert 0.64 <= results["accuracy"][0]["value"] <= 0.73
+    # Measured 86.0 %, NegLabel against clothing.
+    assert max(each["auroc"] for each in results["detection"] if each["role"] == "far") >= 0.83
+    # Bands around the measured 71.5 % and 94.6 %, wide enough for another build of the same arithmetic.
+    assert 0.67 <= results["accuracy"][0]["value"] <= 0.76
     calibration = next(each for each in results["calibration"] if each["score"] == "neglabel")
     assert 0.92 <= calibration["accepted"]["Tiny-ImageNet 20"] <= 0.98
 

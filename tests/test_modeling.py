@@ -109,7 +109,7 @@ def test_logits_are_those_of_clip(make_model, pocket, id_labels, pixel_values):
         logits = make_model()(pixel_values).logits
     assert logits.shape == (16, 20)
     assert logits.dtype == torch.float32
-    assert scale > 99
+    assert scale > 40  # a forgotten scale would show
     assert (logits - expected).abs().max() <= 1e-6 * scale
     assert (logits / scale - expected / scale).abs().max() <= 1e-6
     assert expected.std() > 1  # what is compared is far from constant

@@ -22,7 +22,7 @@ from hf_oodclip.training.pocket.optimizer import MatrixOptimizer
 from hf_oodclip.training.pocket.phases import run_phase
 from hf_oodclip.training.pocket.recipe import FOLDER, ImageStage, list_pocket_recipes, load_pocket_recipe
 from hf_oodclip.training.pocket.text_stage import MoreText, TextStage
-from hf_oodclip.training.pocket.tokenizer import train_tokenizer
+from hf_oodclip.training.pocket.tokenizer import read_tokenizer, train_tokenizer
 from hf_oodclip.training.pocket.tower import image_features
 from hf_oodclip.training.pocket.wordnet import read_wordnet
 from pocket_sources import write_classes, write_images, write_sentence_encoder, write_wordnet
@@ -130,6 +130,12 @@ def test_an_interrupted_run_keeps_its_tokenizer(recipe, lexicon, tmp_path):
         for folder in (tmp_path, tmp_path / "nothing")
     ]
     assert found[0] == kept.get_vocab() != found[1]
+    kept("a text", padding="max_length", truncation=True, max_length=7)
+    kept.save_pretrained(tmp_path / "used")
+    again = read_tokenizer(tmp_path / "used")
+    again.save_pretrained(tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize("side", [64, 32])

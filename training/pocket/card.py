@@ -71,7 +71,8 @@ Seed {seed}; versions: {versions}. The whole log is `training.json`.
 <!-- pocket comparison -->
 <!-- end of pocket comparison -->
 
-The nouns that NegLabel chooses from are of the pool that gave the random nouns of the training: that flatters it.
+One run, one seed each. The nouns that NegLabel chooses from are of the pool that gave the random nouns of the
+training: that flatters it. `trial` is an earlier pocket CLIP, which was also trained on synthetic textures.
 
 ## Licence
 
@@ -152,7 +153,7 @@ def _extras(record: Mapping[str, Any]) -> str:
    {100 * recipe["shuffled"]:.0f} % of the training images were cut into tiles and shuffled, as examples of none of the
    classes: any noun may fit them (Sinha et al., ICLR 2021)."""
     if any(each.get("restart") for each in recipe["stages"]):
-        said += " The tower is the mean of those with which the rate was low (Izmailov et al., UAI 2018)."
+        said += " The tower is the mean of\n   those with which the rate had fallen to 0 (Izmailov et al., UAI 2018)."
     if recipe["mix"]:
         said += f"\n   {100 * recipe['mix']:.0f} % of the batches were mixed (mixup, CutMix)."
     if recipe["teacher"]:

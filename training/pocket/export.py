@@ -53,6 +53,9 @@ def export_checkpoint(
         json.dumps({**written, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
     )
     (partial / "model.safetensors").chmod(0o644)
+    # Padding and truncation are left behind by its last use.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(partial)
     CLIPImageProcessor(
         size={"shortest_edge": SIDE},

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
 from hf_oodclip.errors import DataError
 
 from .lexicon import TEMPLATES, Lexicon
 from .optimizer import MatrixOptimizer
 from .recipe import PocketRecipe
-from .tokenizer import train_tokenizer
+from .tokenizer import read_tokenizer, train_tokenizer
 
 __all__ = ["MoreText", "Space", "TextStage", "encode_texts", "teacher_path"]
 
@@ -109,7 +109,7 @@ class TextStage:
         corpus = [*own * 20, *common, *lexicon.nouns, *lexicon.adjectives, *lexicon.glosses, *lexicon.pairs]
         corpus += [template.format("x") for template in TEMPLATES] * 200
         if kept is not None and (kept / "tokenizer.json").is_file():
-            self.tokenizer = CLIPTokenizer.from_pretrained(kept)
+            self.tokenizer = read_tokenizer(kept, POSITIONS)
         else:
             self.tokenizer = train_tokenizer(corpus, recipe.vocab_size, POSITIONS)
         self.space = Space(source, lexicon.nouns, recipe.projection_dim, device)

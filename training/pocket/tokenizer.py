@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-__all__ = ["train_tokenizer"]
+__all__ = ["read_tokenizer", "train_tokenizer"]
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -40,3 +41,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 32)
             vocab.setdefault(first + second, len(vocab))
     vocab |= {BOS: len(vocab), EOS: len(vocab) + 1}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def read_tokenizer(folder: Path, max_length: int = 32) -> CLIPTokenizer:
+    """Return the tokenizer that was saved to a folder, as it was trained: without traces of use."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    return CLIPTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=max_length
+    )
