@@ -61,7 +61,7 @@ processor = CLIPProcessor.from_pretrained(hf_oodclip.pocket_path())
    against captions of the classes, of their WordNet parents and of {distractors} random nouns a step.{extras} No
    image, name or near synonym of the {num_held_out} held-out classes took part.
 
-{more}No OOD test set, and nothing made to look like one, took part in training or in the choice of a checkpoint.
+{more}No OOD test set, and nothing made to look like one, took part in this run, nor chose a checkpoint of it.
 Seed {seed}; versions: {versions}. The whole log is `training.json`.
 
 ## Measured
