@@ -472,7 +472,8 @@ def test_the_text_tower_never_runs_for_an_image(make_pipeline, real_images, imag
 
 def saved_pipeline(make_pipeline, real_images, folder):
     classifier = make_pipeline()
-    classifier.model.calibrate(real_images["id"])
+    # Not on the images of the tests: rounding may put an image on either side of itself.
+    classifier.model.calibrate(real_images["id"][6:])
     classifier.save_pretrained(folder)
     return classifier
 

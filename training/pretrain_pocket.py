@@ -1,6 +1,6 @@
 """Pretrain the pocket CLIP from scratch: text tower, then vision tower, then a plain CLIP checkpoint.
 
-    python training/pretrain_pocket.py --recipe cpu-2h --train 'DATA/tiny-imagenet-train*.parquet' \
+    python training/pretrain_pocket.py --recipe cpu-4h --train 'DATA/tiny-imagenet-train*.parquet' \
         --validation DATA/tiny-imagenet-val.parquet --wordnet /usr/share/wordnet --output-dir pocket
 
 Needs images of the 200 classes in `training/pocket/classes.json` (Tiny-ImageNet) as any 🤗 dataset, folder or parquet

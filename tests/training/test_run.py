@@ -192,7 +192,7 @@ def test_lora_through_the_towers_comes_back(tiny_clip, real_images, tmp_path):
 
 
 def test_best_epoch_is_what_is_saved(tmp_path):
-    changes = {"best_metric": "id_accuracy", "eval_every": 1, "epochs": 4, "learning_rate": 0.3, "eval_limit": 40}
+    changes = {"best_metric": "id_accuracy", "eval_every": 1, "epochs": 4, "learning_rate": 0.15, "eval_limit": 40}
     recipe = small_recipe("ssf", "pocket", tmp_path, **changes)
     result = run_recipe(recipe, tmp_path / "out")
     accuracies = [each["id_accuracy"] for each in result.metrics["evaluations"]]
