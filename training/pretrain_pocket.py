@@ -94,8 +94,10 @@ def main(
         records: dict[str, Any] = {}
 
         text_folder = output_dir / "checkpoints" / "text"
-        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device, text_folder)
-        if is_main:
+        # A tokenizer without a checkpoint may be that of another recipe.
+        kept = text_folder if any(text_folder.glob("step-*.safetensors")) else None
+        text = TextStage(chosen, lexicon, teacher_path(sentence_encoder), accelerator.device, kept)
+        if is_main and kept is None:
             text.tokenizer.save_pretrained(text_folder)
         # Only the image stages share their steps; the text stage is short, and the same everywhere.
         records["text"] = run_phase(
